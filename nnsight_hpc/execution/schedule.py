@@ -1,0 +1,193 @@
+"""From a graph to the order in which its nodes may run, before any model is touched.
+
+A node runs as soon as all that it waits for is there: the values that it uses, the point of the model that it reads or sets,
+and, for memory that is changed in place, the reads and writes that come before it in the program. Independent nodes need no
+order of their own, so an earlier layer may be written after a later one.
+
+Whether two values share memory is not asked of torch but read off the graph: a view operation (`graph.operations.VIEWS`)
+shares with its arguments, a module's point with whatever is set there, everything else is new.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from nnsight_hpc.graph.build import FORWARD, PARAMETER, READS, SAVE, SETS
+from nnsight_hpc.graph.nodes import leaves
+from nnsight_hpc.graph.operations import IN_PLACE, VIEWS
+from nnsight_hpc.wire.errors import InvalidGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nnsight_hpc.graph.nodes import Graph, Node
+
+_KIND = {op: kind for table in (READS, SETS) for kind, op in table.items()}
+SETTERS = frozenset(SETS.values())
+
+
+class Point(NamedTuple):
+    """A place and moment of one forward: the input or output of one call of a module."""
+
+    forward: int
+    module: str
+    kind: str
+    call: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the interleaver needs to know of a graph. All indices are node ids.
+
+    Attributes
+    ----------
+    waits
+        For each node, how many nodes it waits for (its point, if it has one, is one more).
+    then
+        For each node, those that wait for it.
+    uses
+        For each node, how many nodes use its value: at zero it is dropped.
+    at
+        For each point that the graph touches, its nodes in program order.
+    due
+        For each point, the nodes that must have run before the model goes on: sets, and changes in place.
+    forwards
+        The forward nodes in program order.
+    copies
+        Saves that must copy, since what they keep is changed in place later.
+    """
+
+    graph: Graph
+    waits: tuple[int, ...]
+    then: tuple[tuple[int, ...], ...]
+    uses: tuple[int, ...]
+    at: dict[Point, tuple[int, ...]]
+    due: dict[Point, tuple[int, ...]]
+    forwards: tuple[int, ...]
+    copies: frozenset[int]
+
+
+def point_of(node: Node) -> Point | None:
+    """The point that a node reads or sets, if it is that kind of node."""
+    kind = _KIND.get(node.op)
+    if kind is None:
+        return None
+    forward, module, *_ = node.args
+    return Point(forward.id, module, kind, node.kwargs.get("call", 0))
+
+
+def compile_graph(graph: Graph) -> Schedule:
+    """The schedule of a validated graph; raises `InvalidGraph` where a parameter of the model would be changed."""
+    memory = _Memory(graph)
+    edges = _edges(graph, memory)
+    then: dict[int, list[int]] = defaultdict(list)
+    for node, before in enumerate(edges):
+        for earlier in before:
+            then[earlier].append(node)
+    at: dict[Point, list[int]] = defaultdict(list)
+    for node in graph.nodes:
+        if point := point_of(node):
+            at[point].append(node.id)
+    uses = [0] * len(graph.nodes)
+    for node in graph.nodes:
+        for ref in set(node.refs()):
+            uses[ref] += 1
+    last_change = max((node.id for node in graph.nodes if node.op in IN_PLACE), default=-1)
+    return Schedule(
+        graph=graph,
+        waits=tuple(len(before) for before in edges),
+        then=tuple(tuple(then[node]) for node in range(len(graph.nodes))),
+        uses=tuple(uses),
+        at={point: tuple(nodes) for point, nodes in at.items()},
+        due=_due(graph, memory),
+        forwards=tuple(node.id for node in graph.nodes if node.op == FORWARD),
+        copies=frozenset(n.id for n in graph.nodes if n.op == SAVE and n.id < last_change),
+    )
+
+
+class _Memory:
+    """Which values may share memory: a partition of the nodes (union-find), read off the graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._parent = list(range(len(graph.nodes)))
+        first_at: dict[Point, int] = {}
+        for node in graph.nodes:
+            for ref in self._shares_with(node):
+                self._join(ref, node.id)
+            if point := point_of(node):
+                place = point._replace(kind="output" if point.kind == "output" else "input")
+                self._join(first_at.setdefault(place, node.id), node.id)
+
+    def __call__(self, node: int) -> int:
+        """The name of the memory that the value of `node` may lie in."""
+        while self._parent[node] != node:
+            self._parent[node] = self._parent[self._parent[node]]
+            node = self._parent[node]
+        return node
+
+    def _shares_with(self, node: Node) -> Iterable[int]:
+        if node.op in VIEWS:
+            return node.refs()
+        if node.op in SETTERS:
+            return _refs(node.args[2])
+        return _refs(node.args[0]) if node.op in IN_PLACE else ()
+
+    def _join(self, a: int, b: int) -> None:
+        self._parent[self(b)] = self(a)
+
+
+def _refs(value: object) -> list[int]:
+    return [leaf.id for leaf in leaves(value) if hasattr(leaf, "id")]
+
+
+def _changed(node: Node) -> int | None:
+    """The node whose value this one changes in place."""
+    refs = _refs(node.args[0]) if node.op in IN_PLACE and node.args else []
+    return refs[0] if refs else None
+
+
+def _edges(graph: Graph, memory: _Memory) -> list[set[int]]:
+    """For each node the nodes that must run before it: what it uses, and the order of reads and writes of one memory."""
+    edges: list[set[int]] = []
+    readers: dict[int, list[int]] = defaultdict(list)  # of each memory, since its last write
+    writer: dict[int, int] = {}
+    shared = {memory(target) for node in graph.nodes if (target := _changed(node)) is not None}
+    for node in graph.nodes:
+        before = set(node.refs())
+        before -= {ref for ref in before if graph.nodes[ref].op == FORWARD}  # a point waits for its moment instead
+        touched = {memory(ref) for ref in before} | ({memory(node.id)} if point_of(node) else set())
+        target = _changed(node)
+        for block in touched & shared:
+            if block in writer:
+                before.add(writer[block])
+            if target is not None and block == memory(target):
+                before.update(readers.pop(block, ()))
+                writer[block] = node.id
+            else:
+                readers[block].append(node.id)
+        before.discard(node.id)
+        edges.append(before)
+    return edges
+
+
+def _due(graph: Graph, memory: _Memory) -> dict[Point, tuple[int, ...]]:
+    points: dict[int, list[Point]] = defaultdict(list)
+    due: dict[Point, list[int]] = defaultdict(list)
+    parameters = {memory(node.id) for node in graph.nodes if node.op == PARAMETER}
+    for node in graph.nodes:
+        if point := point_of(node):
+            points[memory(node.id)].append(point)
+            if node.op in SETTERS:
+                due[point].append(node.id)
+        if (target := _changed(node)) is not None:
+            if memory(target) in parameters:
+                raise InvalidGraph(
+                    f"node {node.id} ({node.op}) would change a parameter of the model",
+                    where=str(node.source or ""),
+                    next="clone() the parameter, and change the copy",
+                )
+            for point in dict.fromkeys(points[memory(target)]):
+                due[point].append(node.id)
+    return {point: tuple(nodes) for point, nodes in due.items()}

@@ -1,0 +1,11 @@
+"""The bounds of a graph, checked before anything runs. They are far above what notebooks use."""
+
+MAX_DOCUMENT_BYTES = 64 << 20
+MAX_NODES = 200_000
+MAX_FORWARDS = 10_000
+MAX_SAVES = 50_000
+MAX_DEPTH = 32
+MAX_STRING = 65_536
+MAX_INTEGER = (1 << 63) - 1
+MAX_PROBLEMS = 20
+"""So many problems of one graph are shown; more do not help."""

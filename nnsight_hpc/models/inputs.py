@@ -1,0 +1,88 @@
+"""What a researcher gives to a trace, as the keyword tensors that a causal language model takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nnsight_hpc.wire.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor]:
+    """``input_ids``, ``attention_mask`` and ``position_ids``, each ``[prompts, tokens]`` of int64, for a forward.
+
+    Prompts of unequal length are padded on the left, with a mask and positions that leave the padding out.
+
+    Parameters
+    ----------
+    inputs
+        A string, a list of strings, token ids as a list, a nested list or a tensor (``[tokens]`` or
+        ``[prompts, tokens]``), or a mapping such as a tokenizer returns.
+    tokenizer
+        Needed for strings.
+
+    Raises
+    ------
+    InvalidInput
+        Strings without a tokenizer, an empty prompt, or something that is none of the above.
+    """
+    if isinstance(inputs, str):
+        inputs = [inputs]
+    if hasattr(inputs, "keys"):
+        return _from_mapping(inputs)
+    if isinstance(inputs, torch.Tensor):
+        return _from_rows(list(inputs if inputs.ndim == 2 else inputs[None]))
+    if isinstance(inputs, list | tuple) and inputs and all(isinstance(item, str) for item in inputs):
+        if tokenizer is None:
+            raise InvalidInput(
+                "a prompt is text, and the model has no tokenizer", next="give tokenizer=…, or token ids"
+            )
+        return _from_rows(
+            [torch.tensor(ids, dtype=torch.int64) for ids in tokenizer(list(inputs))["input_ids"]], tokenizer
+        )
+    if isinstance(inputs, list | tuple) and inputs:
+        return _from_lists(inputs)
+    raise InvalidInput(
+        f"an input of type {type(inputs).__name__} is not a prompt",
+        next="give a string, a list of strings, token ids, or what a tokenizer returns",
+    )
+
+
+def _from_lists(inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
+    rows = inputs if isinstance(inputs[0], list | tuple | torch.Tensor) else [inputs]
+    try:
+        return _from_rows([torch.as_tensor(row, dtype=torch.int64) for row in rows])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput("the token ids are not integers", why=str(error)) from None
+
+
+def _from_mapping(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    given = {key: torch.as_tensor(value) for key, value in inputs.items()}
+    if "input_ids" not in given:
+        return given
+    given = {key: value[None] if value.ndim == 1 else value for key, value in given.items()}
+    mask = given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
+    if mask.ndim == 2:
+        given.setdefault("position_ids", _positions(mask))
+    return given
+
+
+def _from_rows(rows: Sequence[torch.Tensor], tokenizer: Any = None) -> dict[str, torch.Tensor]:
+    longest = max((len(row) for row in rows), default=0)
+    if any(row.ndim != 1 or not len(row) for row in rows) or not longest:
+        raise InvalidInput("a prompt has no tokens", why=f"lengths are {[len(row) for row in rows]}")
+    padding = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.full((len(rows), longest), padding, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = row
+        mask[index, longest - len(row) :] = 1
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": _positions(mask)}
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,180 @@
+"""A deferred value: stands for what a node of the graph will give, and records what is done with it.
+
+Operators, indexing, listed methods and attributes, and torch functions that get one as an argument become nodes. Whatever
+would need the value now (its truth, its length, iterating over it) raises and says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, FIELDS, why_refused
+from nnsight_hpc.tracing.frames import users_line
+from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from nnsight_hpc.tracing.recorder import Recorder
+
+
+class Value:
+    """What a node gives; `saved` is the id of its save, once it has one."""
+
+    __slots__ = ("node", "recorder", "saved")
+
+    def __init__(self, recorder: Recorder, node: int, saved: int | None = None) -> None:
+        self.recorder, self.node, self.saved = recorder, node, saved
+
+    def save(self) -> Value:
+        """Keep the value as it is at this line: after the block, the names that hold it are bound to the real thing."""
+        saved = self.recorder.save(self)
+        if self.saved is None:
+            self.saved = saved
+        return Value(self.recorder, self.node, saved)
+
+    def result(self) -> Any:
+        """The real thing, after the run; raises `InvalidInput` when there is none."""
+        if self.saved is None or self.saved not in self.recorder.results:
+            node = self.recorder.builder.nodes[self.node]
+            raise InvalidInput(
+                "this value has no result" + ("" if self.saved is None else " yet"),
+                where=str(node.source or ""),
+                why="it was not saved" if self.saved is None else "its block has not run, or failed",
+                next="keep it with .save() inside the block",
+            )
+        return self.recorder.results[self.saved]
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        _types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        op = _op_of(function)
+        if (reason := why_refused(op)) or op == "operator.setitem":
+            raise InvalidGraph(
+                f"{op} {reason or 'on a tensor from outside of the block cannot be recorded: only values can be changed'}",
+                where=str(users_line()),
+                next="the allowed operations are listed in the documentation",
+            )
+        recorder = next(leaf.recorder for leaf in _flat((args, kwargs or {})) if type(leaf) is Value)
+        return recorder.record(op, *args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        field = name in ATTRIBUTES or name in FIELDS
+        if not field and f"Tensor.{name}" in ALLOWED:
+            return functools.partial(self.recorder.record, f"Tensor.{name}", self)
+        if not field and hasattr(torch.Tensor, name):
+            raise InvalidGraph(f"Tensor.{name} {why_refused(f'Tensor.{name}')}", where=str(users_line()))
+        return self.recorder.record("attribute", self, name)
+
+    def __getitem__(self, index: Any) -> Value:
+        return self.recorder.record("operator.getitem", self, index)
+
+    def __setitem__(self, index: Any, new: Any) -> None:
+        self.recorder.record("operator.setitem", self, index, new)
+
+    def __repr__(self) -> str:
+        node = self.recorder.builder.nodes[self.node]
+        return f"<value of {node.op}, {node.source}>"
+
+    def _now(self, what: str) -> NoReturn:
+        raise InvalidInput(
+            f"{what} of a value is not known while the block is recorded",
+            where=str(users_line()),
+            why="the model has not run yet",
+            next="save the value and look at it after the block",
+        )
+
+    def __bool__(self) -> bool:  # noqa: PLE0304 - it never returns
+        self._now("the truth")
+
+    def __len__(self) -> int:  # noqa: PLE0303 - it never returns
+        self._now("the length")
+
+    def __iter__(self) -> Iterator[Any]:
+        self._now("the number of elements")
+
+    def __float__(self) -> float:
+        self._now("the number")
+
+    def __int__(self) -> int:
+        self._now("the number")
+
+    __index__ = __int__
+
+    def __contains__(self, _item: Any) -> bool:
+        self._now("the content")
+
+    __hash__ = object.__hash__
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
+
+
+def _binary(name: str) -> Callable[[Value, Any], Value]:
+    return lambda self, other: self.recorder.record(f"operator.{name}", self, other)
+
+
+def _reflected(name: str) -> Callable[[Value, Any], Value]:
+    return lambda self, other: self.recorder.record(f"operator.{name}", other, self)
+
+
+def _unary(name: str) -> Callable[[Value], Value]:
+    return lambda self: self.recorder.record(f"operator.{name}", self)
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor")
+for _name in _BINARY:
+    _plain = _name.rstrip("_")
+    setattr(Value, f"__{_plain}__", _binary(_name))
+    setattr(Value, f"__r{_plain}__", _reflected(_name))
+    if hasattr(operator, f"i{_plain}") and f"operator.i{_plain}" in ALLOWED:
+        setattr(Value, f"__i{_plain}__", _binary(f"i{_plain}"))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Value, f"__{_name}__", _binary(_name))
+for _name in ("neg", "pos", "abs", "invert"):
+    setattr(Value, f"__{_name}__", _unary(_name))
+
+
+@functools.cache
+def _op_of(function: Callable[..., Any]) -> str:
+    """The name of a torch function in a graph; for one that has none, its own, to be refused by."""
+    return _functions().get(function) or f"torch.{getattr(function, '__name__', function)}"
+
+
+@functools.cache
+def _functions() -> dict[Callable[..., Any], str]:
+    """Each allowed operation's name by the function that torch hands to ``__torch_function__`` for it."""
+    namespaces = {
+        "Tensor": torch.Tensor,
+        "torch": torch,
+        "torch.nn.functional": torch.nn.functional,
+        "torch.linalg": torch.linalg,
+        "torch.fft": torch.fft,
+        "torch.special": torch.special,
+    }
+    found: dict[Callable[..., Any], str] = {}
+    for op in sorted(ALLOWED):
+        namespace, _, name = op.rpartition(".")
+        if namespace in namespaces:
+            found.setdefault(getattr(namespaces[namespace], name), op)
+        elif namespace == "operator" and hasattr(torch.Tensor, f"__{name.rstrip('_')}__"):
+            found.setdefault(getattr(torch.Tensor, f"__{name.rstrip('_')}__"), op)
+    return found

@@ -1,0 +1,1 @@
+"""What crosses a process border: messages, states, errors, HTTP client, lease record, atomic files. No torch."""

@@ -1,0 +1,33 @@
+"""Names that people give to pools and datasets: safe as a file, a URL part and a Slurm job name."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from nnsight_hpc.wire.errors import InvalidInput
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_REQUEST = re.compile(r"r-[a-z0-9]{12}\Z")
+
+
+def check_name(name: str, *, of: str) -> str:
+    """`name`, or `InvalidInput`: letters, digits, dot, underscore and hyphen, 64 at most, first a letter or digit."""
+    if not _NAME.match(name):
+        raise InvalidInput(
+            f"{name!r} cannot be the name of a {of}",
+            next="use letters, digits, '.', '_' and '-', at most 64, and begin with a letter or a digit",
+        )
+    return name
+
+
+def new_request_id() -> str:
+    """A fresh request id, made by the client: sending the same id twice makes one request (an idempotency key)."""
+    alphabet = "abcdefghijkmnpqrstuvwxyz23456789"
+    return "r-" + "".join(secrets.choice(alphabet) for _ in range(12))
+
+
+def check_request_id(request: str) -> str:
+    if not _REQUEST.match(request):
+        raise InvalidInput(f"{request!r} is not the id of a request", why="ids look like r-abcdefgh2345")
+    return request

@@ -1,0 +1,103 @@
+"""Where a daemon and its workers keep things: one folder on the shared file system, one for sockets on the host.
+
+::
+
+    HOME/                       0700; `home(executor)`
+      lease.json  secret  certificate.pem  key.pem     where the daemon is, and how workers prove themselves
+      daemon.log  daemon-EPOCH.sqlite
+      requests/ID.request  requests/ID.ATTEMPT.result  frames
+      replicas/ID/              job.json, script, log, end.json
+      datasets/NAME.zarr/       on scratch, where one is configured
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnsight_hpc.wire.errors import Denied
+
+HOME_VARIABLE = "NNSIGHT_HPC_HOME"
+SCRATCH_VARIABLE = "NNSIGHT_HPC_SCRATCH"
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders and files of one daemon; nothing is made before it is needed."""
+
+    home: Path
+    datasets: Path
+
+    @property
+    def lease(self) -> Path:
+        return self.home / "lease.json"
+
+    @property
+    def secret(self) -> Path:
+        return self.home / "secret"
+
+    @property
+    def certificate(self) -> Path:
+        return self.home / "certificate.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.home / "key.pem"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "daemon.log"
+
+    @property
+    def requests(self) -> Path:
+        return self.home / "requests"
+
+    @property
+    def replicas(self) -> Path:
+        return self.home / "replicas"
+
+    def database(self, epoch: int) -> Path:
+        return self.home / f"daemon-{epoch}.sqlite"
+
+    def replica(self, replica: str) -> Path:
+        return self.replicas / replica
+
+
+def places(executor: str) -> Places:
+    """The places of this user's daemon with that executor (``slurm`` or ``embedded``).
+
+    ``$NNSIGHT_HPC_HOME`` and ``$NNSIGHT_HPC_SCRATCH`` move them; without these it is the user's state folder
+    (``~/.local/state/nnsight-hpc``), which on a cluster must lie on a file system that all nodes share.
+    """
+    base = os.environ.get(HOME_VARIABLE)
+    if base is None:
+        import platformdirs  # noqa: PLC0415 - 30 ms that a worker with a given home does not need
+
+        base = platformdirs.user_state_dir("nnsight-hpc", appauthor=False)
+    home = Path(base).expanduser().absolute() / executor
+    scratch = os.environ.get(SCRATCH_VARIABLE)
+    return Places(home, (Path(scratch).expanduser().absolute() if scratch else home) / "datasets")
+
+
+def places_at(home: Path, datasets: Path | None = None) -> Places:
+    return Places(home, datasets or home / "datasets")
+
+
+def runtime_folder() -> Path:
+    """A folder of this user on this host, for sockets: in ``$XDG_RUNTIME_DIR``, or one in ``/tmp`` with mode 0700.
+
+    Raises `Denied` when somebody else owns it. Paths stay short: Linux refuses socket paths over 107 bytes.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(base) / "nnsight-hpc" if base and Path(base).is_dir() else Path(f"/tmp/nnsight-hpc-{os.getuid()}")  # noqa: S108
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or not stat.S_ISDIR(status.st_mode):
+        raise Denied(
+            f"the folder for sockets, {folder}, is not yours alone",
+            why=f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}",
+            next="set XDG_RUNTIME_DIR to a folder that only you can enter",
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""See the package that this file opens."""
