@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from nnsight_hpc.models import load_tokenizer, prepare_inputs
+from nnsight_hpc.wire.errors import InvalidInput
+
+IDS = torch.tensor([[3, 4, 5]])
+
+
+@pytest.fixture
+def tokenizer(tiny_llama):
+    return load_tokenizer(tiny_llama)
+
+
+@pytest.mark.parametrize("given", ["the a of", ["the a of"]])
+def test_text_is_tokenised(tokenizer, given):
+    """A string and a list of one string are the same prompt."""
+    assert torch.equal(prepare_inputs(given, tokenizer)["input_ids"], IDS)
+
+
+@pytest.mark.parametrize("given", [[3, 4, 5], [[3, 4, 5]], IDS, IDS[0], {"input_ids": IDS}, {"input_ids": IDS[0]}])
+def test_token_ids_in_every_form(given):
+    """Lists, nested lists, tensors of one and two dimensions, and mappings are the same prompt."""
+    got = prepare_inputs(given)
+    assert torch.equal(got["input_ids"], IDS)
+    assert torch.equal(got["attention_mask"], torch.ones_like(IDS))
+    assert torch.equal(got["position_ids"], torch.tensor([[0, 1, 2]]))
+
+
+def test_unequal_lengths_are_padded_on_the_left(tokenizer):
+    """The shorter prompt gets padding before it, a mask of zeros there, and positions that begin at its first token."""
+    got = prepare_inputs(["one", "the a of"], tokenizer)
+    assert got["input_ids"].tolist() == [[2, 2, 14], [3, 4, 5]]
+    assert got["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert got["position_ids"].tolist() == [[0, 0, 0], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("given", [[], "", [""], [[]], 7, None, [["a"]], [[1.5, "x"]]])
+def test_what_is_no_prompt_is_refused(tokenizer, given):
+    """Empty prompts and other types are InvalidInput."""
+    with pytest.raises(InvalidInput):
+        prepare_inputs(given, tokenizer)
+
+
+def test_text_needs_a_tokenizer():
+    """Text for a model without a tokenizer is refused with what to do."""
+    with pytest.raises(InvalidInput, match="no tokenizer"):
+        prepare_inputs("the")
