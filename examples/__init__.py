@@ -1,1 +1,1 @@
-"""See the package that this file opens."""
+"""Experiments that run as they are: ``python -m nnsight_hpc.examples.first_experiment``."""

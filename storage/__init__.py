@@ -1,1 +1,64 @@
-"""See the package that this file opens."""
+"""Activation datasets on disk: written by workers slice by slice, checked, read back and fed to training.
+
+`docs/spec/dataset.md` specifies the format. The names below are imported when they are first used (PEP 562): the daemon
+lists and checks files without loading zarr, and nothing here loads torch but `ActivationDataset.to_torch`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnsight_hpc.storage.checksums import FileSum, list_files, resolve_inside, verify_files
+    from nnsight_hpc.storage.manifest import ManifestEntry, read_manifest
+    from nnsight_hpc.storage.reader import ActivationDataset
+    from nnsight_hpc.storage.schema import CaptureSpec, DatasetAttributes, Provenance, dataset_folder, read_attributes
+    from nnsight_hpc.storage.tokens import TokenTable
+    from nnsight_hpc.storage.writer import DatasetWriter, SliceRange
+
+_LAZY = {
+    "ActivationDataset": "reader",
+    "CaptureSpec": "schema",
+    "DatasetAttributes": "schema",
+    "DatasetWriter": "writer",
+    "FileSum": "checksums",
+    "ManifestEntry": "manifest",
+    "Provenance": "schema",
+    "SliceRange": "writer",
+    "TokenTable": "tokens",
+    "dataset_folder": "schema",
+    "list_files": "checksums",
+    "read_attributes": "schema",
+    "read_manifest": "manifest",
+    "resolve_inside": "checksums",
+    "verify_files": "checksums",
+}
+
+__all__ = [
+    "ActivationDataset",
+    "CaptureSpec",
+    "DatasetAttributes",
+    "DatasetWriter",
+    "FileSum",
+    "ManifestEntry",
+    "Provenance",
+    "SliceRange",
+    "TokenTable",
+    "dataset_folder",
+    "list_files",
+    "read_attributes",
+    "read_manifest",
+    "resolve_inside",
+    "verify_files",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

