@@ -1,0 +1,286 @@
+"""A small daemon for the client's tests: aiohttp on a Unix socket, the contract's paths, and faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import google_crc32c
+import msgspec
+from aiohttp import web
+
+from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound
+from nnsight_hpc.wire.frames import pack, unpack
+from nnsight_hpc.wire.http import ERROR
+from nnsight_hpc.wire.messages import (
+    DatasetFile,
+    DatasetStatus,
+    DumpProgress,
+    DumpSpec,
+    Hello,
+    LeaseRecord,
+    PoolSpec,
+    PoolStatus,
+    ReplicaStatus,
+    RequestStatus,
+    Status,
+    decode,
+    encode,
+)
+from nnsight_hpc.wire.states import ReplicaState, RequestState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Server:
+    """The daemon of `home`: it holds the lease, so that nobody starts another one.
+
+    `replicas` are the states a new replica goes through, one with each look at its pool. `truncate_at` breaks the
+    connection after so many bytes of a file, once; `files` overrides what a dataset's files contain.
+    """
+
+    def __init__(self, home: Path, socket_path: Path, executor: str = "embedded") -> None:
+        self.home, self.socket_path, self.executor = home, socket_path, executor
+        self.pools: dict[str, PoolStatus] = {}
+        self.requests: dict[str, RequestStatus] = {}
+        self.bodies: dict[str, bytes] = {}
+        self.results: dict[str, bytes] = {}
+        self.datasets: dict[str, Path] = {}
+        self.replicas: list[ReplicaStatus] = []
+        self.log = "the replica's log\n"
+        self.truncate_at: int | None = None
+        self.replace: dict[str, bytes] = {}
+        self.served: list[tuple[str, str]] = []
+        self.stopped: list[str] = []
+        self.protocol = 1
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def hello(self) -> Hello:
+        return Hello(
+            protocol=self.protocol,
+            version="0.0.test",
+            owner="alice",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            epoch=1,
+            executor=self.executor,
+            home=str(self.home),
+        )
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _start(self) -> None:
+        app = web.Application(middlewares=[_errors], client_max_size=1 << 30)
+        for method, path, handler in [
+            ("GET", "/v1/hello", self._hello),
+            ("GET", "/v1/status", self._status),
+            ("PUT", "/v1/pools/{name}", self._put_pool),
+            ("GET", "/v1/pools/{name}", self._get_pool),
+            ("DELETE", "/v1/pools/{name}", self._delete_pool),
+            ("GET", "/v1/pools/{name}/log", self._pool_log),
+            ("PUT", "/v1/requests/{id}", self._put_request),
+            ("GET", "/v1/requests", self._list_requests),
+            ("GET", "/v1/requests/{id}", self._get_request),
+            ("DELETE", "/v1/requests/{id}", self._cancel_request),
+            ("GET", "/v1/requests/{id}/result", self._result),
+            ("PUT", "/v1/datasets/{name}", self._put_dataset),
+            ("GET", "/v1/datasets", self._list_datasets),
+            ("GET", "/v1/datasets/{name}", self._get_dataset),
+            ("GET", "/v1/datasets/{name}/files", self._files),
+            ("GET", "/v1/datasets/{name}/files/{path:.+}", self._file),
+            ("POST", "/v1/stop", self._stop),
+            ("GET", "/v1/log", self._daemon_log),
+        ]:
+            app.router.add_route(method, path, handler)
+        self._runner = web.AppRunner(app, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.UnixSite(self._runner, str(self.socket_path)).start()
+        self.home.mkdir(parents=True, exist_ok=True)
+        lease = LeaseRecord(
+            epoch=1, host=socket.gethostname(), pid=os.getpid(), nonce="n", socket=str(self.socket_path)
+        )
+        (self.home / "lease.json").write_bytes(encode(lease))
+
+    async def _hello(self, _request: web.Request) -> web.Response:
+        return _answer(self.hello())
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return _answer(
+            Status(hello=self.hello(), pools=tuple(self.pools.values()), requests=tuple(self.requests.values()))
+        )
+
+    async def _put_pool(self, request: web.Request) -> web.Response:
+        spec = decode(await request.read(), PoolSpec)
+        before = self.pools.get(spec.name)
+        kept = before.replicas if before else ()
+        self.pools[spec.name] = PoolStatus(spec=spec, desired=spec.replicas, replicas=kept + tuple(self.replicas[:1]))
+        del self.replicas[:1]
+        return _answer(self.pools[spec.name])
+
+    async def _get_pool(self, request: web.Request) -> web.Response:
+        pool = self._pool(request)
+        if request.query.get("wait") and self.replicas:
+            current = self.replicas.pop(0)
+            others = tuple(one for one in pool.replicas if one.id != current.id)
+            pool = self.pools[pool.spec.name] = msgspec.structs.replace(pool, replicas=(*others, current))
+        return _answer(pool)
+
+    async def _delete_pool(self, request: web.Request) -> web.Response:
+        pool = self._pool(request)
+        ended = tuple(msgspec.structs.replace(one, state=ReplicaState.ENDED) for one in pool.replicas)
+        del self.pools[pool.spec.name]
+        return _answer(msgspec.structs.replace(pool, desired=0, replicas=ended))
+
+    async def _pool_log(self, request: web.Request) -> web.Response:
+        self._pool(request)
+        return web.Response(text=self.log)
+
+    async def _put_request(self, request: web.Request) -> web.Response:
+        name, body = request.match_info["id"], await request.read()
+        self.bodies[name] = body
+        pool = request.query.get("pool", "smol")
+        if pool not in self.pools:
+            raise NotFound(f"there is no pool {pool!r}", why="there are: none")
+        self.requests[name] = RequestStatus(id=name, kind="run", pool=pool, state=RequestState.QUEUED, user="alice")
+        header, block = unpack(body)
+        self.results[name] = pack(b'{"values":{"echo":%d}}' % len(header), block)
+        return _answer(self.requests[name])
+
+    async def _list_requests(self, _request: web.Request) -> web.Response:
+        return _answer(list(self.requests.values()))
+
+    async def _get_request(self, request: web.Request) -> web.Response:
+        status = self._request(request)
+        if float(request.query.get("wait", 0)) and not status.state.ended:
+            await asyncio.sleep(0.05)
+            if self.hold.is_set():
+                status = self.finish(status.id)
+        return _answer(status)
+
+    def finish(self, name: str, state: RequestState = RequestState.COMPLETED, **changes: Any) -> RequestStatus:
+        times = {state: time.time()}
+        self.requests[name] = msgspec.structs.replace(self.requests[name], state=state, times=times, **changes)
+        return self.requests[name]
+
+    async def _cancel_request(self, request: web.Request) -> web.Response:
+        return _answer(self.finish(self._request(request).id, RequestState.CANCELLED))
+
+    async def _result(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.results[self._request(request).id], content_type="application/octet-stream")
+
+    async def _put_dataset(self, request: web.Request) -> web.Response:
+        name, body = request.match_info["name"], await request.read()
+        if name in self.datasets:
+            raise Conflict(f"there is a dataset {name!r} already", next="choose another name")
+        spec = decode(unpack(body)[0], DumpSpec)
+        self.datasets[name] = self.home / "datasets" / f"{name}.zarr"
+        self.bodies[name] = body
+        status = RequestStatus(
+            id=request.query["request"],
+            kind="dump",
+            pool=request.query["pool"],
+            state=RequestState.RUNNING,
+            user="alice",
+            progress=DumpProgress(
+                documents=3, documents_total=3, tokens=10, tokens_total=10, bytes=spec.context, seconds=2.0
+            ),
+        )
+        self.requests[status.id] = status
+        return _answer(status)
+
+    async def _list_datasets(self, _request: web.Request) -> web.Response:
+        return _answer([self._dataset(name) for name in self.datasets])
+
+    async def _get_dataset(self, request: web.Request) -> web.Response:
+        return _answer(self._dataset(request.match_info["name"]))
+
+    async def _files(self, request: web.Request) -> web.Response:
+        root = self.datasets[request.match_info["name"]]
+        paths = sorted(path for path in root.rglob("*") if path.is_file())
+        files = [
+            DatasetFile(
+                path=str(path.relative_to(root)),
+                size=path.stat().st_size,
+                crc32c=google_crc32c.value(path.read_bytes()),
+            )
+            for path in paths
+        ]
+        return _answer(files)
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        path = request.match_info["path"]
+        self.served.append((path, request.headers.get("Range", "")))
+        file = self.datasets[request.match_info["name"]] / path
+        if path in self.replace:
+            return web.Response(body=self.replace[path])
+        if self.truncate_at is not None and file.stat().st_size > self.truncate_at:
+            return await self._truncated(request, file.read_bytes())
+        return web.FileResponse(file)
+
+    async def _truncated(self, request: web.Request, data: bytes) -> web.StreamResponse:
+        """Promises the whole file, sends a part of it, and hangs up."""
+        response = web.StreamResponse(headers={"Content-Length": str(len(data))})
+        await response.prepare(request)
+        await response.write(data[: self.truncate_at])
+        self.truncate_at = None
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        self.stopped.append(request.query_string)
+        return _answer({})
+
+    async def _daemon_log(self, _request: web.Request) -> web.Response:
+        return web.Response(text="the daemon's log\n")
+
+    def _pool(self, request: web.Request) -> PoolStatus:
+        if request.match_info["name"] not in self.pools:
+            raise NotFound(
+                f"there is no pool {request.match_info['name']!r}", why=f"there are: {', '.join(self.pools)}"
+            )
+        return self.pools[request.match_info["name"]]
+
+    def _request(self, request: web.Request) -> RequestStatus:
+        if request.match_info["id"] not in self.requests:
+            raise NotFound(f"there is no request {request.match_info['id']}")
+        return self.requests[request.match_info["id"]]
+
+    def _dataset(self, name: str) -> DatasetStatus:
+        if name not in self.datasets:
+            raise NotFound(f"there is no dataset {name!r}")
+        return DatasetStatus(name=name, path=str(self.datasets[name]), complete=True)
+
+
+def _answer(message: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(message), content_type="application/json")
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except HpcError as error:
+        return web.Response(status=error.http_status, body=encode(error.report()), content_type=ERROR)
+    return response

@@ -1,0 +1,209 @@
+"""A daemon in a process of its own, in a home of its own, and connections to it as people and as workers have them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from safetensors.numpy import save
+
+from nnsight_hpc.daemon.certificate import SERVER_NAME
+from nnsight_hpc.graph import capture_graph
+from nnsight_hpc.wire.errors import HpcError, Unreachable
+from nnsight_hpc.wire.frames import pack
+from nnsight_hpc.wire.http import HttpClient
+from nnsight_hpc.wire.messages import (
+    DumpSpec,
+    Hello,
+    Lease,
+    LeaseRecord,
+    ModelIdentity,
+    Orders,
+    Outcome,
+    PoolSpec,
+    PoolStatus,
+    RequestStatus,
+    WorkerHello,
+    WorkerReport,
+    WorkerWelcome,
+    decode,
+    encode,
+)
+from nnsight_hpc.wire.places import Places, places_at
+from nnsight_hpc.wire.states import ReplicaState
+
+HERE = Path(__file__).parent
+
+
+class DaemonProcess:
+    """Start it with `start`, end it with `stop` or `kill`, as often as needed; leaving the block ends its jobs too."""
+
+    def __init__(self, base: Path, *, job: str = "quiet_job", **settings: Any) -> None:
+        self._base, self._job, self._settings = base, job, settings
+        self.places: Places = places_at(base / "state" / "embedded")
+        self.process: subprocess.Popen[bytes] | None = None
+        (base / "run").mkdir(mode=0o700, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self._base) in " ".join(process.info["cmdline"] or []):
+                process.kill()
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """One more process for the same home, whether or not another has the lease."""
+        self.places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            "NNSIGHT_HPC_HOME": str(self._base / "state"),
+            "XDG_RUNTIME_DIR": str(self._base / "run"),
+            "PYTHONPATH": str(HERE / "jobs"),
+        }
+        environment.pop("NNSIGHT_HPC_SCRATCH", None)
+        command = [sys.executable, str(HERE / "run_daemon.py"), json.dumps(self._settings), self._job]
+        with self.places.log.open("ab") as log:
+            return subprocess.Popen(command, env=environment, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+
+    def start(self) -> Self:
+        self.process = self.spawn()
+        until = time.monotonic() + 20
+        while True:
+            try:
+                if self.people().get("/v1/hello", Hello, timeout=5).pid == self.process.pid:
+                    return self
+            except Unreachable:
+                pass
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < until, self.log()
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(20)
+
+    def log(self) -> str:
+        return self.places.log.read_text()
+
+    def lease(self) -> LeaseRecord:
+        return decode(self.places.lease.read_bytes(), LeaseRecord)
+
+    def people(self) -> HttpClient:
+        def connect() -> socket.socket:
+            stream = socket.socket(socket.AF_UNIX)
+            try:
+                stream.connect(self.lease().socket)
+            except OSError as error:
+                stream.close()
+                raise Unreachable("no daemon", why=str(error)) from None
+            return stream
+
+        return HttpClient(connect, peer="the daemon")
+
+    def tls(self, *, secret: str | None = None, epoch: int | None = None) -> HttpClient:
+        """A connection as workers have it: the certificate of the lease is the only one that is trusted."""
+        record = self.lease()
+        context = ssl.create_default_context(cadata=record.certificate)
+
+        def connect() -> socket.socket:
+            plain = socket.create_connection((record.address, record.port), timeout=5)
+            return context.wrap_socket(plain, server_hostname=SERVER_NAME)
+
+        headers = {
+            "Authorization": f"Bearer {secret or self.places.secret.read_text()}",
+            "X-NNsight-Epoch": str(record.epoch if epoch is None else epoch),
+        }
+        return HttpClient(connect, peer="the daemon", headers=headers)
+
+    def up(self, name: str = "smol", **fields: Any) -> PoolStatus:
+        spec = PoolSpec(name=name, model="org/model", **fields)
+        return self.people().put(f"/v1/pools/{name}", spec, PoolStatus)
+
+    def worker(self, pool: str = "smol") -> Worker:
+        """A worker of the pool's newest replica that is ready."""
+        replica = self.people().get(f"/v1/pools/{pool}", PoolStatus).replicas[-1]
+        worker = Worker(self, replica.id)
+        worker.register()
+        worker.report(ReplicaState.READY)
+        return worker
+
+
+class Worker:
+    """The HTTP calls of one worker."""
+
+    def __init__(self, daemon: DaemonProcess, replica: str) -> None:
+        self._daemon, self.replica, self.http = daemon, replica, daemon.tls()
+
+    def reconnect(self) -> None:
+        self.http = self._daemon.tls()
+
+    def post(self, path: str, body: Any = None, as_type: Any = dict[str, Any]) -> Any:
+        return decode(self.http.call("POST", path, body, timeout=30), as_type)
+
+    def register(self) -> WorkerWelcome:
+        hello = WorkerHello(replica=self.replica, job_id="", host="n1", pid=1, ranks=1)
+        return self.post("/w1/register", hello, WorkerWelcome)
+
+    def report(self, state: ReplicaState, **fields: Any) -> Orders:
+        return self.post("/w1/report", WorkerReport(replica=self.replica, state=state, **fields), Orders)
+
+    def lease(self, wait: float = 5) -> Lease | None:
+        return self.post(f"/w1/lease?replica={self.replica}&wait={wait}", None, Lease | None)
+
+    def started(self, lease: Lease) -> None:
+        self.post(f"/w1/started?replica={self.replica}&id={lease.id}&attempt={lease.attempt}")
+
+    def finish(self, lease: Lease, result: bytes = b"result") -> None:
+        Path(lease.result).write_bytes(result)
+        self.outcome(Outcome(id=lease.id, attempt=lease.attempt, result_bytes=len(result)))
+
+    def outcome(self, outcome: Outcome) -> None:
+        self.post(f"/w1/outcome?replica={self.replica}", outcome)
+
+
+def run_frame(fingerprint: str = "", model: str = "org/model", *, without: str = "") -> bytes:
+    """A request that captures one layer's output."""
+    graph = capture_graph({"a": "model.layers.0.output"}, ModelIdentity(id=model, fingerprint=fingerprint))
+    ids = np.arange(4, dtype=np.int64).reshape(1, 4)
+    return pack(graph.to_json().encode(), save({name: ids for name in sorted(graph.tensor_names() - {without})}))
+
+
+def dump_frame(name: str, **fields: Any) -> bytes:
+    spec = DumpSpec(name=name, captures=("model.layers.0.output",), corpus_fingerprint="f", **fields)
+    return pack(encode(spec), b'{"id": "1", "text": "one"}\n{"id": "2", "text": "two"}\n')
+
+
+def send(http: HttpClient, request: str, pool: str = "smol", frame: bytes | None = None) -> RequestStatus:
+    return http.put(f"/v1/requests/{request}?pool={pool}", frame or run_frame(), RequestStatus)
+
+
+def wait_for(condition: Any, seconds: float = 15.0) -> Any:
+    """What `condition` gives once it is true; it may raise our own errors until then."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if value := condition():
+                return value
+        except HpcError:
+            if time.monotonic() > until:
+                raise
+        assert time.monotonic() < until, "it did not come true"
+        time.sleep(0.05)

@@ -1,0 +1,206 @@
+"""The contract of executors, on real processes and on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from nnsight_hpc.slurm.batch.embedded import EmbeddedExecutor
+from nnsight_hpc.slurm.batch.executor import JobState, executor
+from nnsight_hpc.wire.errors import InvalidInput, ReplicaFailed
+
+if TYPE_CHECKING:
+    from .conftest import Bench
+
+
+def test_a_job_runs_in_its_folder_and_ends_cleanly_when_drained(bench: Bench) -> None:
+    """USR2 reaches the worker, and the job lasts until the worker has finished what it held."""
+    job = bench.start("r1")
+    assert bench.info(job).state is JobState.RUNNING
+    assert bench.info(job).host
+    bench.executor.drain(job)
+    info = bench.until(job, JobState.ENDED)
+    assert info.reason == "ended with success"
+    assert bench.log("r1").splitlines()[-2:] == ["got USR2", "clean end"]
+    assert f"works in {bench.places.replica('r1')}" in bench.log("r1")
+
+
+def test_a_job_says_with_which_exit_code_it_failed(bench: Bench) -> None:
+    """The worker's exit code is the job's."""
+    assert bench.until(bench.submit("r1", "fail"), JobState.ENDED).reason == "failed with exit code 7"
+
+
+def test_a_worker_that_is_killed_is_told_apart(bench: Bench) -> None:
+    """A worker that died of SIGKILL (the kernel's out-of-memory killer, say) is not an ordinary failure."""
+    assert "signal SIGKILL" in bench.until(bench.submit("r1", "crash"), JobState.ENDED).reason
+
+
+def test_cancel_lets_the_worker_clean_up(bench: Bench) -> None:
+    """SIGTERM comes first, and the caller does not wait for the end."""
+    job = bench.start("r1")
+    bench.executor.cancel(job)
+    bench.until(job, JobState.ENDED)
+    assert "terminated" in bench.log("r1")
+
+
+def test_cancel_ends_a_worker_that_ignores_sigterm(bench: Bench) -> None:
+    """SIGKILL follows after the grace; asking again for the end of an ended job has no effect."""
+    job = bench.start("r1", "stubborn")
+    began = time.monotonic()
+    bench.executor.cancel(job)
+    assert time.monotonic() - began < 1.5
+    bench.until(job, JobState.ENDED)
+    bench.executor.cancel(job)
+    bench.executor.drain(job)
+
+
+def test_the_script_is_kept_and_is_the_very_text(bench: Bench) -> None:
+    """What `script` shows is what has been submitted; it lies in the replica's folder, and nothing pickled does."""
+    job = bench.start("r1")
+    folder = bench.places.replica("r1")
+    assert bench.executor.script("r1", bench.spec(), bench.places) == (folder / "script").read_text()
+    assert {"log", "script", "up"} == {path.name for path in folder.iterdir()}
+    bench.executor.cancel(job)
+
+
+def test_setup_comes_before_the_worker(bench: Bench) -> None:
+    """The pool's setup lines run in the worker's own environment, in order."""
+    job = bench.submit("r1", "fail", setup=("X=1", 'echo "setup $((X + 1))"'))
+    bench.until(job, JobState.ENDED)
+    assert bench.log("r1").splitlines()[0] == "setup 2"
+
+
+def test_a_hostile_replica_or_pool_name_is_refused(bench: Bench) -> None:
+    """Names that would be paths, options or lines are refused before anything is started."""
+    for name in ("../x", "-x", "a b", "a\nb", "$(id)", ""):
+        with pytest.raises(InvalidInput):
+            bench.executor.script(name, bench.spec(), bench.places)
+
+
+# Without Slurm
+
+
+def test_a_local_worker_outlives_the_daemon_that_started_it(local: Bench) -> None:
+    """It runs in a session of its own, is found again by its job id, and its end is seen."""
+    local.make_folder(local.places.replica("r1"))
+    program = """if True:
+        import json, sys
+        from pathlib import Path
+        from nnsight_hpc.slurm.batch.embedded import EmbeddedExecutor
+        from nnsight_hpc.wire.messages import PoolSpec, decode
+        from nnsight_hpc.wire.places import places_at
+        home, spec = json.loads(sys.argv[1])
+        print(EmbeddedExecutor("tiny_worker").submit("r1", decode(spec.encode(), PoolSpec), places_at(Path(home))))
+    """
+    from nnsight_hpc.wire.messages import encode
+
+    argument = json.dumps([str(local.places.home), encode(local.spec()).decode()])
+    done = subprocess.run(
+        [sys.executable, "-c", program, argument], check=True, capture_output=True, text=True, timeout=30
+    )
+    job = done.stdout.strip()
+    local.jobs.append(job)
+    pid = int(job.split(":")[0])
+    assert JobState.RUNNING is local.info(job).state
+    assert pid == os.getsid(pid)
+    local.executor.cancel(job)
+    assert "another daemon" in local.until(job, JobState.ENDED).reason
+
+
+def test_another_process_with_the_same_pid_is_left_alone(local: Bench) -> None:
+    """A pid that belongs to another process by now means that the job has ended; nobody signals that process."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
+        job = f"{stranger.pid}:{psutil.Process(stranger.pid).create_time() - 60:.2f}"
+        assert JobState.ENDED is local.info(job).state
+        local.executor.drain(job)
+        local.executor.cancel(job)
+        time.sleep(0.2)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_dead_worker_that_nobody_has_reaped_has_ended(local: Bench) -> None:
+    """Also for an executor that did not start it: a zombie runs no more. The one that did reaps it."""
+    job = local.submit("r1", "fail")
+    pid = int(job.split(":")[0])
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert JobState.ENDED is EmbeddedExecutor().query([job])[job].state
+    assert psutil.pid_exists(pid)
+    assert local.info(job).reason == "failed with exit code 7"
+    assert not psutil.pid_exists(pid)
+
+
+def test_cancel_takes_what_the_worker_left_behind(local: Bench) -> None:
+    """Children of a cancelled worker that ignore SIGTERM end with it."""
+    marker = local.places.home / "child"
+    child = f"trap '' TERM; echo $BASHPID > {shlex.quote(str(marker))}; sleep 60; sleep 60"
+    job = local.start("r1", setup=(f"({child}) &",))
+    pid = int(marker.read_text())
+    local.executor.cancel(job)
+    local.until(job, JobState.ENDED)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid)
+
+
+def test_several_tasks_need_a_cluster(local: Bench) -> None:
+    """Without Slurm a replica is one process; more are refused, not ignored."""
+    with pytest.raises(InvalidInput, match="2 x 1 tasks"):
+        local.executor.script("r1", local.spec(nodes=2), local.places)
+
+
+def test_a_worker_that_cannot_be_started_is_an_error_in_words(local: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bash on PATH: the error names the script."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ReplicaFailed, match="could not be started"):
+        local.submit("r1")
+
+
+@pytest.mark.parametrize("job", ["", "12", "x:y", "1;2"])
+def test_what_is_no_local_job_is_refused(local: Bench, job: str) -> None:
+    """A job id of another executor is a mistake, not a process."""
+    with pytest.raises(InvalidInput, match="not a local job"):
+        local.info(job)
+
+
+def test_executors_are_found_by_name() -> None:
+    """By the two names that exist; another is refused."""
+    assert [executor(name).name for name in ("embedded", "slurm")] == ["embedded", "slurm"]
+    with pytest.raises(InvalidInput, match="pbs"):
+        executor("pbs")
+
+
+def test_nothing_here_loads_torch() -> None:
+    """The daemon imports this package: it stays small."""
+    program = (
+        "import nnsight_hpc.slurm.batch.slurm, nnsight_hpc.slurm.batch.embedded, sys; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n"
+
+
+def test_signals_without_a_name_have_a_number(local: Bench) -> None:
+    """A real-time signal without a name of its own is shown as a number."""
+    job = local.start("r1")
+    os.kill(int(job.split(":")[0]), signal.SIGRTMIN + 3)
+    assert f"ended by signal {signal.SIGRTMIN + 3}" == local.until(job, JobState.ENDED).reason
+
+
+def test_the_log_grows_and_is_never_cut(local: Bench) -> None:
+    """A replica's log keeps what was there before the worker began."""
+    local.make_folder(local.places.replica("r1"))
+    (local.places.replica("r1") / "log").write_text("before\n")
+    local.make_folder = Path
+    local.until(local.submit("r1", "fail"), JobState.ENDED)
+    assert local.log("r1").splitlines()[0] == "before"

@@ -1,0 +1,89 @@
+"""A stand-in daemon, and real workers as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nnsight_hpc.wire.messages import EndRecord, PoolSpec, decode, encode
+from nnsight_hpc.wire.places import Places, places_at
+from tests.slurm.worker.stand_in import StandIn, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass
+class Bench:
+    """A home with a stand-in daemon and the workers that a test starts."""
+
+    places: Places
+    daemon: StandIn
+    spec: PoolSpec
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def worker(self, replica: str = "w1", *, job: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker as an executor would: job.json in place, its output in the replica's log."""
+        folder = self.places.replica(replica)
+        folder.mkdir(parents=True, exist_ok=True)
+        if job:
+            (folder / "job.json").write_bytes(encode(self.spec))
+        command = [sys.executable, "-m", "nnsight_hpc.slurm.worker", "--home", self.places.home, "--replica", replica]
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
+            )
+        self.processes.append(process)
+        return process
+
+    def ready_worker(self, replica: str = "w1") -> subprocess.Popen[bytes]:
+        process = self.worker(replica)
+        wait_for(lambda: process.poll() is not None or self._is_ready(replica), "a ready worker", 60)
+        assert process.poll() is None, self.log(replica)
+        return process
+
+    def log(self, replica: str = "w1") -> str:
+        return (self.places.replica(replica) / "log").read_text()
+
+    def end_record(self, replica: str = "w1") -> EndRecord:
+        return decode((self.places.replica(replica) / "end.json").read_bytes(), EndRecord)
+
+    def _is_ready(self, replica: str) -> bool:
+        return any(report.replica == replica and report.state == "READY" for report in self.daemon.reports)
+
+    def end_all(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait(10)
+        self.daemon.stop()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_llama: Path) -> Iterator[Bench]:
+    """A running stand-in daemon in an empty home, for a pool of the tiny Llama."""
+    places = places_at(tmp_path / "home")
+    spec = PoolSpec(name="tiny", model=str(tiny_llama))
+    bench = Bench(places, StandIn(places, spec), spec)
+    bench.daemon.start()
+    yield bench
+    bench.end_all()
+
+
+@pytest.fixture(scope="module")
+def resident(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[Bench]:
+    """One worker that stays ready for all tests of a file that only send it requests."""
+    places = places_at(tmp_path_factory.mktemp("resident") / "home")
+    spec = PoolSpec(name="tiny", model=str(tiny_llama))
+    bench = Bench(places, StandIn(places, spec), spec)
+    bench.daemon.start()
+    bench.ready_worker()
+    yield bench
+    bench.end_all()

@@ -1,0 +1,42 @@
+"""Request frames that tests send."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from nnsight_hpc.execution.values import save_tensors
+from nnsight_hpc.graph import Ref, TensorRef
+from nnsight_hpc.graph.build import FORWARD, READS, SAVE, GraphBuilder
+from nnsight_hpc.wire.frames import pack
+from nnsight_hpc.wire.messages import DumpSpec, ModelIdentity, encode
+
+IDS = torch.tensor([[3, 4, 5, 6, 7]])
+
+
+def capture_frame(point: str = "model.layers.1", *, forwards: int = 1) -> bytes:
+    """Save the output of a module of the last of `forwards` forwards, as ``hidden``."""
+    builder = GraphBuilder()
+    for _ in range(forwards):
+        forward = builder.append(FORWARD, (), {"input_ids": TensorRef("ids"), "use_cache": False}, None)
+        value = builder.add(READS["output"], Ref(forward), point)
+    save = builder.add(SAVE, Ref(value))
+    return _frame(builder, {"hidden": save}, {"ids": IDS})
+
+
+def operation_frame(op: str, *args: object) -> bytes:
+    """Save the result of one operation without the model."""
+    builder = GraphBuilder()
+    save = builder.add(SAVE, Ref(builder.add(op, *args)))
+    return _frame(builder, {"value": save}, {})
+
+
+def dump_frame(documents: list[str], captures: tuple[str, ...], name: str = "set", **options: object) -> bytes:
+    lines = "\n".join(json.dumps({"id": f"doc-{n}", "text": text}) for n, text in enumerate(documents))
+    return pack(encode(DumpSpec(name=name, captures=captures, **options)), lines.encode())
+
+
+def _frame(builder: GraphBuilder, saves: dict[str, int], tensors: dict[str, torch.Tensor]) -> bytes:
+    graph = builder.build(saves, ModelIdentity(id="tiny"))
+    return pack(graph.to_json().encode(), save_tensors(tensors))

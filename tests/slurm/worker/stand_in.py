@@ -1,0 +1,196 @@
+"""A small daemon for tests of the worker: the real TLS, lease record and secret, and a queue that tests can look into."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from nnsight_hpc.daemon.certificate import load_secret, server_context
+from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
+from nnsight_hpc.wire.files import write_atomically
+from nnsight_hpc.wire.http import ERROR
+from nnsight_hpc.wire.messages import (
+    DumpProgress,
+    EndRecord,
+    Lease,
+    LeaseRecord,
+    Orders,
+    Outcome,
+    PoolSpec,
+    WorkerHello,
+    WorkerReport,
+    WorkerWelcome,
+    decode,
+    encode,
+)
+from nnsight_hpc.wire.places import Places
+
+
+def wait_for(condition, what: str, seconds: float = 30.0) -> Any:
+    """The first true value of `condition()`, or a failed test that says `what` did not come."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not come in {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+class StandIn:
+    """Speaks ``/w1`` in a thread of its own. What workers send is kept; `stop` and `start` are a crash and a restart."""
+
+    def __init__(self, places: Places, spec: PoolSpec) -> None:
+        self.places, self.spec = places, spec
+        self.epoch = 0
+        self.hellos: list[WorkerHello] = []
+        self.reports: list[WorkerReport] = []
+        self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        self.progress: dict[str, list[DumpProgress]] = defaultdict(list)
+        self.ends: list[EndRecord] = []
+        self.started: list[str] = []
+        self.refused = 0
+        self.orders = Orders()
+        self.unknown: set[str] = set()
+        self.outcome_error: HpcError | None = None
+        self._waiting: list[Lease] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        places.requests.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        self.epoch += 1
+        up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(up)), daemon=True)
+        self._thread.start()
+        assert up.wait(10)
+
+    def stop(self) -> None:
+        """Cut every connection at once and forget nothing, as a killed daemon does."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+            self._loop = None
+
+    def submit(
+        self, frame: bytes | None, *, kind: str = "run", attempt: int = 1, request: str = "", result: Path | None = None
+    ) -> str:
+        """Queue a request; one whose bytes are gone when `frame` is None."""
+        request = request or f"r-{secrets.token_hex(6)}"
+        path = self.places.requests / f"{request}.request"
+        if frame is not None:
+            write_atomically(path, frame)
+        result = result or self.places.requests / f"{request}.{attempt}.result"
+        self._waiting.append(
+            Lease(id=request, kind=kind, attempt=attempt, request=str(path), result=str(result), user="me")
+        )
+        return request
+
+    def outcome(self, request: str, seconds: float = 30.0) -> Outcome:
+        return wait_for(lambda: self.outcomes[request], f"the outcome of {request}", seconds)[0]
+
+    def result(self, request: str, attempt: int = 1) -> bytes:
+        return (self.places.requests / f"{request}.{attempt}.result").read_bytes()
+
+    def wait_state(self, state: str, seconds: float = 60.0) -> WorkerReport:
+        wait_for(lambda: self.reports and self.reports[-1].state == state, f"state {state}", seconds)
+        return self.reports[-1]
+
+    async def _serve(self, up: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.places.home.mkdir(parents=True, exist_ok=True)
+        context = server_context(self.places)
+        self.secret = load_secret(self.places)
+        app = web.Application(middlewares=[self._check])
+        names = ("register", "report", "lease", "started", "progress", "outcome", "end")
+        app.add_routes([web.post(f"/w1/{name}", getattr(self, f"_{name}")) for name in names])
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        port = runner.addresses[0][1]
+        record = LeaseRecord(
+            epoch=self.epoch,
+            host=socket.gethostname(),
+            pid=0,
+            nonce=secrets.token_hex(8),
+            socket="",
+            address="127.0.0.1",
+            port=port,
+            certificate=self.places.certificate.read_text(),
+        )
+        write_atomically(self.places.lease, encode(record))
+        up.set()
+        await self._stop.wait()
+        for connection in list(runner.server.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await runner.cleanup()
+
+    @web.middleware
+    async def _check(self, request: web.Request, handler) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {self.secret}":
+            self.refused += 1
+            return _error(ErrorReport("Denied", "the secret is wrong"), 401)
+        if request.headers.get("X-NNsight-Epoch") != str(self.epoch):
+            return _error(ErrorReport("Unreachable", "another epoch"), 421)
+        try:
+            if request.query.get("replica") in self.unknown:
+                raise NotFound("no such replica")
+            answer = await handler(request)
+        except HpcError as error:
+            return _error(error.report(), error.http_status)
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    async def _register(self, request: web.Request) -> Any:
+        hello = decode(await request.read(), WorkerHello)
+        self.hellos.append(hello)
+        if hello.replica in self.unknown:
+            raise NotFound("no such replica")
+        return WorkerWelcome(
+            pool=self.spec,
+            requests_folder=str(self.places.requests),
+            datasets_folder=str(self.places.datasets),
+            epoch=self.epoch,
+        )
+
+    async def _report(self, request: web.Request) -> Any:
+        self.reports.append(decode(await request.read(), WorkerReport))
+        return self.orders
+
+    async def _lease(self, request: web.Request) -> Any:
+        end = time.monotonic() + float(request.query["wait"])
+        while time.monotonic() < end and request.transport is not None:
+            if self._waiting:
+                return self._waiting.pop(0)
+            await asyncio.sleep(0.01)
+        return None
+
+    async def _started(self, request: web.Request) -> Any:
+        self.started.append(request.query["id"])
+        return {}
+
+    async def _progress(self, request: web.Request) -> Any:
+        self.progress[request.query["id"]].append(decode(await request.read(), DumpProgress))
+        return self.orders
+
+    async def _outcome(self, request: web.Request) -> Any:
+        outcome = decode(await request.read(), Outcome)
+        self.outcomes[outcome.id].append(outcome)
+        if self.outcome_error is not None:
+            raise self.outcome_error
+        return {}
+
+    async def _end(self, request: web.Request) -> Any:
+        self.ends.append(decode(await request.read(), EndRecord))
+        return {}
+
+
+def _error(report: ErrorReport, status: int) -> web.Response:
+    return web.Response(status=status, body=encode(report), content_type=ERROR)

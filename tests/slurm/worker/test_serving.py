@@ -1,0 +1,123 @@
+"""Requests on a resident worker: results, errors, cancelling, and that nothing of it ends the worker."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nnsight_hpc.execution.values import unpack_values
+from nnsight_hpc.wire.errors import Conflict
+from nnsight_hpc.wire.frames import pack
+from nnsight_hpc.wire.messages import Orders
+from tests.slurm.worker.graphs import IDS, capture_frame, operation_frame
+from tests.slurm.worker.stand_in import wait_for
+
+
+@pytest.fixture(scope="module")
+def hidden(tiny_llama) -> torch.Tensor:
+    """What a plain PyTorch hook sees at the point that `capture_frame` saves."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    seen = []
+    model.model.layers[1].register_forward_hook(lambda _m, _a, output: seen.append(output))
+    with torch.no_grad():
+        model(input_ids=IDS)
+    return seen[0]
+
+
+def test_a_worker_says_who_it_is_and_what_it_holds(resident, tiny_llama):
+    """It registers under its id, reports the bytes of the weights while it loads, and its model once it is ready."""
+    daemon = resident.daemon
+    assert ["w1"] == [hello.replica for hello in daemon.hellos]
+    assert daemon.hellos[0].pid == resident.processes[0].pid
+    ready = next(report for report in daemon.reports if report.state == "READY")
+    assert str(tiny_llama) == ready.model.id
+    assert 32 == len(ready.model.fingerprint)
+    assert ready.loaded == ready.total == sum(f.stat().st_size for f in tiny_llama.glob("*.safetensors"))
+    states = [report.state for report in daemon.reports]
+    assert "LOADING" == states[0]
+
+
+def test_a_result_equals_a_plain_hook(resident, hidden):
+    """The saved value is bit for bit what a PyTorch hook sees."""
+    request = resident.daemon.submit(capture_frame())
+    outcome = resident.daemon.outcome(request)
+    assert outcome.error is None
+    frame = resident.daemon.result(request)
+    assert outcome.result_bytes == len(frame)
+    assert 0 < outcome.seconds < 10
+    assert torch.equal(hidden, unpack_values(frame)["hidden"])
+    assert request in resident.daemon.started
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "said"),
+    [
+        (lambda: operation_frame("torch.load", "/etc/passwd"), "InvalidGraph", "torch.load"),
+        (lambda: capture_frame("model.layers.9"), "InvalidGraph", "model.layers.9"),
+        (lambda: operation_frame("torch.zeros", [1 << 50]), "ExecutionFailed", "memory"),
+        (lambda: operation_frame("operator.truediv", 1, 0), "ExecutionFailed", "division by zero"),
+        (lambda: b"\xff" * 100, "InvalidInput", "frame"),
+        (lambda: pack(b"{}"), "InvalidGraph", "format"),
+        (lambda: pack(b'{"format"', b"\x00" * 20), "InvalidGraph", "JSON"),
+        (lambda: capture_frame()[:-30], "InvalidInput", "safetensors"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_its_own_error(resident, hidden, frame, kind, said):
+    """A request that cannot run fails with a report that names the cause, and the next one is right."""
+    request = resident.daemon.submit(frame())
+    error = resident.daemon.outcome(request).error
+    assert kind == error.kind
+    assert said in f"{error.what} {error.why}"
+    after = resident.daemon.submit(capture_frame())
+    assert resident.daemon.outcome(after).error is None
+    assert torch.equal(hidden, unpack_values(resident.daemon.result(after))["hidden"])
+
+
+def test_an_unknown_kind_and_missing_bytes_are_errors(resident):
+    """A kind that the worker does not know, and a request file that is gone, fail the request and nothing else."""
+    unknown, gone = resident.daemon.submit(capture_frame(), kind="train"), resident.daemon.submit(None)
+    assert "InvalidInput" == resident.daemon.outcome(unknown).error.kind
+    assert "NotFound" == resident.daemon.outcome(gone).error.kind
+
+
+def test_a_result_that_cannot_be_written_is_an_error(resident, tmp_path):
+    """When there is no folder for the result, the request says so and names the file."""
+    request = resident.daemon.submit(capture_frame(), result=tmp_path / "missing" / "result")
+    error = resident.daemon.outcome(request).error
+    assert "could not be written" in error.what
+    assert str(tmp_path / "missing" / "result") == error.where
+
+
+def test_a_running_request_is_cancelled_at_a_module(resident):
+    """An order to cancel stops a long request soon, with a cancelled outcome."""
+    request = resident.daemon.submit(capture_frame(forwards=9000))
+    wait_for(lambda: request in resident.daemon.started, "the start")
+    resident.daemon.orders = Orders(cancel=(request,))
+    outcome = resident.daemon.outcome(request, 15)
+    resident.daemon.orders = Orders()
+    assert outcome.cancelled
+    assert outcome.error is None
+
+
+def test_a_result_that_nobody_wants_is_discarded(resident):
+    """When the daemon answers Conflict, the result file is removed and the worker goes on."""
+    resident.daemon.outcome_error = Conflict("another attempt")
+    request = resident.daemon.submit(capture_frame())
+    resident.daemon.outcome(request)
+    wait_for(lambda: not (resident.places.requests / f"{request}.1.result").exists(), "the removal")
+    resident.daemon.outcome_error = None
+    after = resident.daemon.submit(capture_frame())
+    assert resident.daemon.outcome(after).error is None
+
+
+def test_an_idle_worker_uses_next_to_no_cpu(resident):
+    """Over ten seconds an idle worker uses under 2 % of a core."""
+    process = psutil.Process(resident.processes[0].pid)
+    resident.daemon.wait_state("READY")
+    before = process.cpu_times()
+    psutil.time.sleep(10)
+    after = process.cpu_times()
+    share = (after.user + after.system - before.user - before.system) / 10
+    assert share < 0.02
