@@ -1,1 +1,1 @@
-"""See the package that this file opens."""
+"""The command line, the way to a daemon over SSH, and what a laptop does with datasets. No torch outside `backend`."""

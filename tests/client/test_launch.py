@@ -46,7 +46,9 @@ def test_a_daemon_is_started_by_need_and_found_again(base, stopping):
 
 def test_many_at_once_start_one_daemon(base, stopping):
     """Eight processes that need it at the same moment end up with the same one."""
-    code = "from nnsight_hpc.client.launch import *; print(running(places('embedded'))[1].pid if ensure_daemon('embedded') else 0)"
+    code = (
+        "from nnsight_hpc.client.launch import *; ensure_daemon('embedded'); print(running(places('embedded'))[1].pid)"
+    )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(8)]
     found = {process.communicate(timeout=60)[0].strip() for process in processes}
     assert len(found) == 1
@@ -57,8 +59,9 @@ def test_a_killed_daemon_is_followed_by_another(base, stopping):
     """A lease and a socket that nobody serves do not stand in the way."""
     ensure_daemon("embedded")
     first = running(places("embedded"))[1]
-    os.kill(first.pid, signal.SIGKILL)
-    wait_until_gone(first.pid, 5)
+    killed = psutil.Process(first.pid)
+    killed.kill()
+    killed.wait(10)
     ensure_daemon("embedded")
     assert running(places("embedded"))[1].epoch > first.epoch
 
@@ -69,6 +72,8 @@ def test_one_that_is_stopping_is_waited_for(base, stopping):
     pid = client.get("/v1/hello", Hello).pid
     client.call("POST", "/v1/stop?workers=0")
     client.close()
+    while running(places("embedded")) is not None:
+        time.sleep(0.001)
     ensure_daemon("embedded")
     assert running(places("embedded"))[1].pid != pid
 

@@ -32,7 +32,8 @@ def profile(request, sshd, environment):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    command = [*PROGRAM, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
 
 
 def logins(sshd) -> int:

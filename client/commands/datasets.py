@@ -1,0 +1,45 @@
+"""``nnsight-hpc datasets`` and ``fetch``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nnsight_hpc.client.app import App, command, pass_app
+from nnsight_hpc.client.tables import print_table
+from nnsight_hpc.wire.messages import DatasetStatus
+from nnsight_hpc.wire.names import check_name
+
+
+@command()
+@pass_app
+def datasets(app: App) -> None:
+    """List datasets."""
+    found = app.client().get("/v1/datasets", list[DatasetStatus])
+    rows = [[one.name, _state(one), one.path] for one in found]
+    app.answer(found, lambda: print_table(["dataset", "state", "path"], rows, empty="No datasets."))
+
+
+@command()
+@click.argument("name")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="The folder in which NAME.zarr is made.  [default: this one]",
+)
+@pass_app
+def fetch(app: App, name: str, folder: Path) -> None:
+    """Copy a dataset here, checked; goes on where it stopped."""
+    from nnsight_hpc.client.fetch import fetch as copy  # noqa: PLC0415 - loads zarr, which `datasets` does not need
+
+    path = copy(app.client(), check_name(name, of="dataset"), folder.absolute())
+    app.answer({"path": str(path)}, lambda: print(path))
+
+
+def _state(dataset: DatasetStatus) -> str:
+    if dataset.complete:
+        return "complete"
+    return f"being written: {dataset.request.state.lower()}" if dataset.request else "incomplete"

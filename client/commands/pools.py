@@ -1,0 +1,140 @@
+"""``nnsight-hpc up``, ``down`` and ``logs``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import click
+import msgspec
+
+from nnsight_hpc.client import config
+from nnsight_hpc.client.app import App, command, note, pass_app
+from nnsight_hpc.client.config import LOCAL
+from nnsight_hpc.client.waiting import check_not_held, newest, replica_words, wait_until_empty, wait_until_ready
+from nnsight_hpc.wire.errors import InvalidInput, NotFound
+from nnsight_hpc.wire.messages import PoolSpec, PoolStatus, decode
+from nnsight_hpc.wire.names import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nnsight_hpc.wire.http import HttpClient
+
+_RESOURCES = (
+    click.option("--replicas", type=click.IntRange(1), help="Workers that hold the model.  [default: 1]"),
+    click.option("--nodes", type=click.IntRange(1), help="Nodes for each replica.  [default: 1]"),
+    click.option("--tasks-per-node", type=click.IntRange(1), help="MPI ranks on each node.  [default: 1]"),
+    click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs on each node.  [default: 0]"),
+    click.option("--gres", metavar="LIST", help="Slurm's --gres, where a site wants it in place of --gpus-per-node."),
+    click.option("--cpus-per-task", type=click.IntRange(1), help="Cores for each rank."),
+    click.option("--mem", metavar="SIZE", help="Memory of each node, as 16G."),
+    click.option("--time", metavar="TIME", help="Walltime, as 1-00:00:00.  [default: 01:00:00]"),
+    click.option("--partition", metavar="NAME", help="Slurm's partition."),
+    click.option("--account", metavar="NAME", help="Slurm's account."),
+    click.option("--qos", metavar="NAME", help="Slurm's quality of service."),
+    click.option("--constraint", metavar="LIST", help="Slurm's node features."),
+    click.option("--reservation", metavar="NAME", help="Slurm's reservation."),
+    click.option("--mpi", metavar="TYPE", help="srun's --mpi.  [default: auto]"),
+    click.option(
+        "--setup",
+        multiple=True,
+        metavar="LINE",
+        help="A line of shell before the worker, as 'module load x'; repeatable.",
+    ),
+    click.option(
+        "--sbatch-arg", "sbatch_args", multiple=True, metavar="ARG", help="Any further sbatch argument; repeatable."
+    ),
+)
+
+
+def _resource_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_RESOURCES):
+        function = option(function)
+    return function
+
+
+@command()
+@click.argument("name")
+@click.option("--model", required=True, metavar="PATH|ID", help="A folder on the cluster, or a Hugging Face id.")
+@click.option("--revision", metavar="REVISION", help="Of a Hugging Face id: branch, tag or commit.")
+@click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16, float16.  [default: auto]")
+@_resource_options
+@click.option("--wait", is_flag=True, help="Return when the model serves.")
+@pass_app
+def up(app: App, /, name: str, wait: bool, model: str, **options: Any) -> None:
+    """Keep a model resident, or change how it is.
+
+    NAME is the pool's; workers are submitted until it has as many replicas as asked for.
+    """
+    spec = _spec(app, name, model, options)
+    client = app.client()
+    known = _ended_before(client, name)
+    pool = client.put(f"/v1/pools/{name}", spec, PoolStatus)
+    if wait:
+        pool = wait_until_ready(client, pool, known=known)
+    check_not_held(pool)
+    app.answer(pool, lambda: _print(pool))
+
+
+@command()
+@click.argument("name")
+@click.option("--wait", is_flag=True, help="Return when all workers have ended.")
+@pass_app
+def down(app: App, name: str, wait: bool) -> None:
+    """End a pool's workers, each after what it is running."""
+    client = app.client(start=False)
+    pool = decode(client.call("DELETE", f"/v1/pools/{check_name(name, of='pool')}"), PoolStatus)
+    if wait:
+        pool = wait_until_empty(client, pool)
+    left = sum(not replica.state.ended for replica in pool.replicas)
+    words = (
+        f"{left} worker{'s' * (left > 1)} finish{'es' * (left == 1)} and end{'s' * (left == 1)}"
+        if left
+        else "it has ended"
+    )
+    app.answer(pool, lambda: print(f"Pool {name}: {words}."))
+
+
+@command()
+@click.argument("pool")
+@click.option("--lines", type=click.IntRange(1), default=50, show_default=True, help="How many, from the end.")
+@click.option("--replica", metavar="ID", help="One of the pool's replicas; else the newest.")
+@pass_app
+def logs(app: App, pool: str, lines: int, replica: str | None) -> None:
+    """Show a pool's newest log."""
+    query = urlencode({"lines": lines} | ({"replica": replica} if replica else {}))
+    text = (
+        app.client(start=False)
+        .call("GET", f"/v1/pools/{check_name(pool, of='pool')}/log?{query}")
+        .decode("utf-8", "replace")
+    )
+    app.answer({"pool": pool, "log": text}, lambda: print(text, end="" if text.endswith("\n") else "\n"))
+
+
+def _spec(app: App, name: str, model: str, options: dict[str, Any]) -> PoolSpec:
+    """What was given as a `PoolSpec`; a model's folder on this machine becomes an absolute path."""
+    check_name(name, of="pool")
+    if config.load().chosen(app.cluster) == LOCAL and Path(model).expanduser().is_dir():
+        model = str(Path(model).expanduser().absolute())
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return msgspec.convert({"name": name, "model": model, **given}, PoolSpec)
+    except msgspec.ValidationError as error:
+        raise InvalidInput("the pool's options are wrong", why=str(error)) from None
+
+
+def _ended_before(client: HttpClient, name: str) -> frozenset[str]:
+    try:
+        pool = client.get(f"/v1/pools/{name}", PoolStatus)
+    except NotFound:
+        return frozenset()
+    return frozenset(replica.id for replica in pool.replicas if replica.state.ended)
+
+
+def _print(pool: PoolStatus) -> None:
+    replica = newest(pool)
+    print(f"Pool {pool.spec.name}: {replica_words(replica) if replica else 'its first worker is being submitted'}")
+    if replica is None or replica.state not in ("READY", "BUSY"):
+        note(f"nnsight-hpc status, or nnsight-hpc up {pool.spec.name} … --wait")

@@ -1,0 +1,101 @@
+"""The one way to reach a daemon, wherever it is."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+from nnsight_hpc.client import config
+from nnsight_hpc.client.hello import EndedBeforeHello, read_hello
+from nnsight_hpc.client.launch import ensure_daemon, open_socket
+from nnsight_hpc.client.share_socket import WANTED, share_socket
+from nnsight_hpc.wire.errors import HpcError, Unreachable
+from nnsight_hpc.wire.http import HttpClient
+
+if TYPE_CHECKING:
+    from nnsight_hpc.client.config import Cluster
+    from nnsight_hpc.client.transport import Transport
+
+
+def connect(cluster: str | None = None, *, start: bool = True) -> HttpClient:
+    """A client of the daemon of `cluster` (argument, else ``$NNSIGHT_HPC_CLUSTER``, else the default, else ``local``).
+
+    The connection is made at the first call, and anew when it was lost: to ``local`` through a Unix socket, else by SSH
+    through the bridge on the login node, over a running ``nnsight-hpc connect`` where there is one. `start`: start a
+    daemon where none runs.
+
+    Raises `NotFound` for an unknown cluster; the calls raise what stands in the way (see `wire.errors`).
+    """
+    profiles = config.load()
+    name = profiles.chosen(cluster)
+    profile = profiles.find(name)
+    if profile is None:
+        return HttpClient(partial(_open_local, start=start), peer="the daemon on this machine")
+    return HttpClient(Remote(name, profile, start=start).open, peer=f"the daemon on {name} ({profile.host})")
+
+
+def _open_local(*, start: bool) -> socket.socket:
+    return open_socket(ensure_daemon("embedded", start=start))
+
+
+class Remote:
+    """Streams to the daemon of one cluster; the SSH connection is kept between them while it lives."""
+
+    def __init__(self, name: str, cluster: Cluster, *, start: bool = True) -> None:
+        self._name, self._cluster = name, cluster
+        self._command = bridge_command(cluster, start=start)
+        self._peer = f"{name} ({cluster.host})"
+        self._transport: Transport | None = None
+
+    def open(self) -> socket.socket:
+        """A stream on which the daemon speaks HTTP; its hello has been read and checked."""
+        return self._open_shared() or self._open_direct()
+
+    def _open_shared(self) -> socket.socket | None:
+        """A stream over the `connect` process's connection, where one runs; else, or when that fails, None."""
+        try:
+            stream = open_socket(share_socket(self._cluster))
+            stream.sendall(WANTED)
+        except OSError:
+            return None
+        try:
+            read_hello(stream, peer=self._peer)
+        except EndedBeforeHello:  # a login of our own will tell why
+            stream.close()
+            return None
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _open_direct(self) -> socket.socket:
+        from nnsight_hpc.client.transport import transport_for  # noqa: PLC0415 - `local` needs no SSH
+
+        self._transport = self._transport or transport_for(self._name, self._cluster)
+        return open_stream(self._transport, self._command, peer=self._peer)
+
+
+def bridge_command(cluster: Cluster, *, start: bool = True) -> str:
+    return f"{cluster.command} bridge" + ("" if start else " --no-start")
+
+
+def open_stream(transport: Transport, command: str, *, peer: str) -> socket.socket:
+    """Run the bridge through `transport` and read its hello; raises what kept it from saying one."""
+    ours, theirs = socket.socketpair()
+    try:
+        attached = transport.attach(theirs, command)
+        try:
+            read_hello(ours, peer=peer)
+        except EndedBeforeHello as ended:
+            raise _explained(attached.why_ended(), ended.noise) from None
+    except BaseException:
+        ours.close()
+        raise
+    return ours
+
+
+def _explained(error: HpcError, noise: str) -> HpcError:
+    if noise and isinstance(error, Unreachable):
+        error.why = f"{error.why}\n{noise[-500:]}".strip()
+    return error

@@ -1,0 +1,25 @@
+"""Where a running ``nnsight-hpc connect`` offers its connection: a socket of this user on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nnsight_hpc.wire.places import runtime_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nnsight_hpc.client.config import Cluster
+
+
+WANTED = b"+"
+"""What a client sends to be given a channel; one that only wants to know whether somebody listens sends nothing."""
+
+
+def share_socket(cluster: Cluster) -> Path:
+    """Named after the whole profile: one that has been changed does not find the old connection."""
+    digest = hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
+    return runtime_folder() / f"connect-{digest[:16]}.sock"
