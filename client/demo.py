@@ -127,10 +127,9 @@ class _Demo:
 
     def _run(self, command: list[str], *, shown: list[str]) -> None:
         print(f"$ {shlex.join(shown)}", flush=True)
-        ended = subprocess.run(command, check=False, env=self._environment)
-        if ended.returncode:
+        if code := _wait(subprocess.Popen(command, env=self._environment, process_group=0)):
             raise HpcError(
-                f"the demonstration stopped: {shown[0]} {shown[1]} … ended with exit code {ended.returncode}",
+                f"the demonstration stopped: {shown[0]} {shown[1]} … ended with exit code {code}",
                 where=str(self._folder),
                 why="its own message stands above",
             )
@@ -178,6 +177,16 @@ class _Demo:
         ):
             print(f"  {name:<26}{what}")
         print(f"  {self._model}: the model, for further runs")
+
+
+def _wait(step: subprocess.Popen[bytes]) -> int:
+    """The exit code of a step. Ctrl-C reaches only us (the step has a process group of its own), and we end the step."""
+    try:
+        return step.wait()
+    except KeyboardInterrupt:
+        step.terminate()
+        step.wait()
+        raise
 
 
 _CAPTURE_OPTIONS = (

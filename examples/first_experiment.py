@@ -71,9 +71,7 @@ def intervention(lm: LanguageModel, neurons: torch.Tensor, where: dict[str, Any]
         with lm.trace(PARIS):
             lm.model.layers[LAYER].mlp.down_proj.input[:, -1, neurons] = 10
             after = lm.lm_head.output[0, -1].softmax(-1).topk(5).save()
-    table = Table(
-        "before", "probability", "after", "probability ", title=f"{PARIS} …  (neurons of layer {LAYER} set to 10)"
-    )
+    table = Table("before", "probability", "after", "probability ", title="Twelve neurons set to 10")
     for row in zip(*(_top(lm, top) for top in (before, after)), strict=True):
         table.add_row(*(cell for pair in row for cell in pair))
     Console().print(table)

@@ -1,1 +1,1 @@
-"""See the package that this file opens."""
+"""Pools' jobs: `batch` submits and watches them (no torch), `worker` is the program that runs inside."""

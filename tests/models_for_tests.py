@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).parent.parent / ".cache" / "models"
+CACHE = Path(__file__).parent.parent / ".cache"
+"""As `$XDG_CACHE_HOME` it holds the model where the demonstration looks for it, too."""
 WORDS = (
     *("the", "a", "of", "in", "city", "tower", "is", "capital", "paris", "rome", "berlin"),
     *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -50,4 +51,4 @@ def smollm2() -> Path:
     """The folder of SmolLM2-135M, converted once for a checkout (about half a minute)."""
     from nnsight_hpc.models.smollm2 import prepare
 
-    return prepare(CACHE / "SmolLM2-135M-Instruct")
+    return prepare(CACHE / "nnsight-hpc" / "models" / "SmolLM2-135M-Instruct")

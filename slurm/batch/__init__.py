@@ -1,1 +1,4 @@
-"""See the package that this file opens."""
+"""Starts, watches and ends the jobs of replicas: through Slurm, or as local processes. No torch.
+
+`executor` is the contract and `executor.executor(name)` the way in; `slurm` and `embedded` fulfil it.
+"""

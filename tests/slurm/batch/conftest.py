@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ def slurm(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Bench]:
         "SQUEUE_STATES": "PENDING",
     }
     executor = RemoteExecutor(cluster, user="alice", env={"SECRET_TOKEN": "hunter2", **meddling})
-    home = cluster.home("alice") / HOSTILE_HOME / request.node.name.replace("[", "-").replace("]", "")
+    home = cluster.home("alice") / HOSTILE_HOME / re.sub(r"\W", "-", request.node.name)
     bench = Bench(executor, places_at(home), lambda path: cluster.run("login", ["mkdir", "-p", path], user="alice"))
     yield bench
     cluster.cancel_all_jobs()

@@ -64,6 +64,13 @@ def test_cancel_ends_a_worker_that_ignores_sigterm(bench: Bench) -> None:
     bench.executor.drain(job)
 
 
+def test_a_folder_that_is_not_there_is_an_error_in_words(bench: Bench) -> None:
+    """Nothing is started that could not write its log."""
+    with pytest.raises(ReplicaFailed) as caught:
+        bench.executor.submit("r1", bench.spec(), bench.places)
+    assert str(bench.places.replica("r1")) in caught.value.where
+
+
 def test_the_script_is_kept_and_is_the_very_text(bench: Bench) -> None:
     """What `script` shows is what has been submitted; it lies in the replica's folder, and nothing pickled does."""
     job = bench.start("r1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +25,37 @@ def script(mpi: str = "none", **options: object) -> str:
 
 
 def directives(text: str) -> list[str]:
-    """The options as Slurm reads them: lines that begin with #SBATCH, up to the first that is no comment."""
-    lines = text.splitlines()
+    """The options as Slurm reads them: words of #SBATCH lines, up to the first line that is no comment."""
+    lines = text.split("\n")
     head = lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
-    parts = [shlex.split(line.removeprefix("#SBATCH "), comments=True) for line in head if line.startswith("#SBATCH ")]
-    assert all(len(part) == 1 for part in parts)
-    return [part[0] for part in parts]
+    return [word for line in head if line.startswith("#SBATCH ") for word in slurm_words(line.removeprefix("#SBATCH "))]
+
+
+def slurm_words(line: str) -> list[str]:
+    """The words of an option line, as sbatch reads it: a backslash keeps the next character, in quotes as well.
+
+    `test_slurm.test_values_with_quotes_arrive_as_they_are` shows that this is so.
+    """
+    words, quote, escaped, inside = [""], "", False, False
+    for character in line:
+        if escaped:
+            words[-1], escaped = words[-1] + character, False
+        elif character == "\\":
+            escaped = inside = True
+        elif quote or character in "'\"":
+            words[-1] += character if quote and character != quote else ""
+            quote = "" if character == quote else quote or character
+            inside = True
+        elif character.isspace():
+            words += [""] if inside else []
+            inside = False
+        elif character == "#" and not inside:
+            break
+        else:
+            words[-1], inside = words[-1] + character, True
+    assert not quote
+    assert not escaped
+    return words if inside else words[:-1]
 
 
 def test_the_whole_script_of_a_simple_pool() -> None:
@@ -101,7 +125,7 @@ def test_a_short_job_is_told_of_its_end_later() -> None:
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "gres"])
-@given(value=st.text(max_size=40))
+@given(value=st.text(max_size=40) | st.text("'\"\\ #a-=", max_size=20))
 def test_a_value_is_one_value_or_refused(key: str, value: str) -> None:
     """Whatever people write is exactly one value of one option; what cannot be one is refused."""
     try:
@@ -113,7 +137,11 @@ def test_a_value_is_one_value_or_refused(key: str, value: str) -> None:
         assert sorted([*directives(script()), f"--{key}={value}"]) == sorted(directives(text))
 
 
-@given(argument=st.text(max_size=40).map("--".__add__) | st.text(max_size=10))
+@given(
+    argument=st.text(max_size=40).map("--".__add__)
+    | st.text("'\"\\ #a-=").map("--begin=".__add__)
+    | st.text(max_size=10)
+)
 def test_a_raw_argument_is_one_argument_or_refused(argument: str) -> None:
     """It stays one option with one value, after all others, and is none of those that nnsight-hpc needs."""
     try:

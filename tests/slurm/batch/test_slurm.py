@@ -11,6 +11,8 @@ from nnsight_hpc.slurm.batch.executor import JobState
 from nnsight_hpc.wire.errors import InvalidInput, Unreachable
 from nnsight_hpc.wire.places import places_at
 
+from .conftest import wait_for
+
 if TYPE_CHECKING:
     from tests.cluster import Cluster
 
@@ -107,6 +109,25 @@ def test_a_drain_reaches_every_rank(slurm: Bench) -> None:
     assert slurm.log("r1").count("clean end") == 2
 
 
+def test_a_job_that_is_submitted_by_hand_is_the_same(slurm: Bench, cluster: Cluster) -> None:
+    """The script, put into plain sbatch by a person, starts a worker in the same folder."""
+    folder = slurm.places.replica("r1")
+    slurm.make_folder(folder)
+    text = slurm.executor.script("r1", slurm.spec(), slurm.places)
+    job = cluster.run("login", ["sbatch", "--parsable"], user="alice", input=text).stdout.strip()
+    wait_for((folder / "up").exists, lambda: slurm.log("r1"))
+    slurm.executor.drain(job)
+    assert slurm.until(job, JobState.ENDED).reason == "ended with success"
+
+
+@pytest.mark.long
+def test_the_time_limit_drains_the_worker_first(slurm: Bench) -> None:
+    """Slurm sends USR2 before the limit; the job ends with success, not by TIMEOUT."""
+    job = slurm.start("r1", time="2")
+    assert slurm.until(job, JobState.ENDED, 150).reason == "ended with success"
+    assert "clean end" in slurm.log("r1")
+
+
 def test_a_job_that_slurm_does_not_know_is_gone_only_when_asked_twice(slurm: Bench) -> None:
     """One answer without it is not believed; two and scontrol's word are. Known jobs in the same call are unaffected."""
     job = slurm.start("r1")
@@ -140,14 +161,26 @@ def test_a_refused_job_is_told_in_sbatchs_words(
     assert list(slurm.places.replica("r1").iterdir()) == []
 
 
-def test_values_with_quotes_arrive_as_they_are(slurm: Bench, cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a 'b' \"c\" #d $(id) --array=1-9",
+        "\\' --array=1-9 '",
+        "\\\\' --array=1-9 '",
+        '\\" --array=1-9 "',
+        "'\" --array=1-9 \"'",
+        "back\\slash\\",
+    ],
+)
+def test_values_with_quotes_arrive_as_they_are(slurm: Bench, cluster: Cluster, value: str) -> None:
     """What a person writes is one value of one option to Slurm, whatever is in it."""
-    job = slurm.submit("r1", sbatch_args=("--mail-type=TIME_LIMIT", "--mail-user=a 'b' \"c\" #d \\e --array=1-9"))
+    job = slurm.submit("r1", sbatch_args=("--mail-type=TIME_LIMIT", f"--mail-user={value}"))
     shown = cluster.run("login", ["scontrol", "show", "job", job]).stdout
-    assert "MailUser=a 'b' \"c\" #d \\e --array=1-9 MailType=TIME_LIMIT\n" in shown
+    assert f"MailUser={value} MailType=TIME_LIMIT\n" in shown
     assert "ArrayJobId" not in shown
 
 
+@pytest.mark.slow
 def test_a_controller_that_is_down_makes_nothing_certain(slurm: Bench, cluster: Cluster) -> None:
     """While it does not answer, a running job is UNKNOWN, never ended, and a new one cannot be submitted."""
     job = slurm.start("r1")
