@@ -36,8 +36,8 @@ _MARK = "demo.json"
 _STOP_SECONDS = 60
 
 
-def run_demo(folder: Path, *, keep: bool = False) -> None:
-    """Run the demonstration with its results in `folder`.
+def run_demo(folder: Path, *, keep: bool = False, documents: int = DOCUMENTS) -> None:
+    """Run the demonstration with its results in `folder`, dumping so many documents.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def run_demo(folder: Path, *, keep: bool = False) -> None:
     HpcError
         A step failed; it has said why.
     """
-    _Demo(_emptied(folder.absolute()), keep=keep).run()
+    _Demo(_emptied(folder.absolute()), keep=keep, documents=documents).run()
 
 
 def _emptied(folder: Path) -> Path:
@@ -66,8 +66,8 @@ def _emptied(folder: Path) -> Path:
 class _Demo:
     """The steps, each timed; `seconds` is what `demo.json` holds in the end."""
 
-    def __init__(self, folder: Path, *, keep: bool) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path, *, keep: bool, documents: int) -> None:
+        self._folder, self._keep, self._documents = folder, keep, documents
         self._model = f"{platformdirs.user_cache_dir('nnsight-hpc', appauthor=False)}/models/SmolLM2-135M-Instruct"
         state = {HOME_VARIABLE: str(folder / "state"), SCRATCH_VARIABLE: str(folder / "scratch")}
         self._environment = {**os.environ, **state, "NNSIGHT_HPC_CLUSTER": "local"}
@@ -91,7 +91,7 @@ class _Demo:
                 "--out",
                 str(self._folder),
             )
-            self._step("dump", f"Dump the residual stream of three layers for {DOCUMENTS} documents")
+            self._step("dump", f"Dump the residual stream of three layers for {self._documents} documents")
             self._command("dump", "smol", str(self._corpus()), "--name", DATASET, *_CAPTURE_OPTIONS)
             self._step("fetch", "Fetch the dataset, with its checksums verified")
             self._command("fetch", DATASET, "--to", str(self._folder))
@@ -101,7 +101,7 @@ class _Demo:
 
     def _corpus(self) -> Path:
         """Docstrings of Python's standard library: real English on every machine, nothing to download."""
-        lines = [json.dumps({"id": name, "text": text}) for name, text in _docstrings(DOCUMENTS)]
+        lines = [json.dumps({"id": name, "text": text}) for name, text in _docstrings(self._documents)]
         path = self._folder / "docstrings.jsonl"
         write_atomically(path, "\n".join(lines).encode(), mode=0o644)
         return path

@@ -140,7 +140,7 @@ def _failed(client: HttpClient, replica: ReplicaStatus) -> ReplicaFailed:
         where=" ".join(
             filter(None, [f"replica {replica.id}", replica.job_id and f"job {replica.job_id}", replica.log])
         ),
-        why="\n".join(filter(None, [replica.reason, log])),
+        why=replica.reason if log in replica.reason else f"{replica.reason}\n{log}".strip(),
         next=f"put right what it says, then `nnsight-hpc up {replica.pool} …` again; "
         f"`nnsight-hpc down {replica.pool}` ends the pool",
     )

@@ -63,7 +63,7 @@ def _jump(config: SSHConfig, text: str) -> Hop:
 
 def _hop(options: Any, user: str | None, port: int | None, own: tuple[str, ...]) -> Hop:
     """What is given wins over ssh's configuration, and that over the defaults."""
-    files = (*own, *options.get("identityfile", DEFAULT_FILES))
+    files = (*own, *options.get("identityfile", () if own else DEFAULT_FILES))  # as ssh does
     return Hop(
         host=options["hostname"],
         port=port or int(options.get("port", 22)),

@@ -75,13 +75,15 @@ class HttpClient:
         return decode(self.call("PUT", path, body, timeout=timeout), as_type, what=f"answer of {self._peer}")
 
     def download(self, path: str, write: Callable[[bytes], object], *, start: int = 0, timeout: float = 60.0) -> None:
-        """Hand the bytes from `start` on (an HTTP range) to `write`, a block at a time."""
+        """Hand the bytes from `start` on (an HTTP range) to `write`, a block at a time; raises `Unreachable` if they end early."""
         response = self._send("GET", path, None, timeout, {"Range": f"bytes={start}-"} if start else {})
         try:
             while block := response.read(1 << 20):
                 write(block)
-        except http.client.HTTPException as error:
+        except (OSError, http.client.HTTPException) as error:
             raise self._lost(error) from error
+        if response.length:  # http.client takes an early end of the body for its end
+            raise self._lost(http.client.IncompleteRead(b"", response.length))
 
     def close(self) -> None:
         if self._connection is not None:

@@ -167,8 +167,18 @@ def test_up_sends_the_options_and_says_job_and_reason(server):
     """All of `PoolSpec` can be given, and what Slurm says comes back in words."""
     server.replicas = [replica(ReplicaState.PENDING, reason="waits for other jobs (Priority)")]
     options = "--replicas 2 --nodes 3 --tasks-per-node 4 --gpus-per-node 4 --gres gpu:4 --cpus-per-task 8 --mem 16G"
-    names = "--time 2:00:00 --partition p --account a --qos q --constraint c --reservation r --mpi pmix --dtype bfloat16 --revision v1"
-    more = ["--setup", "module load x", "--setup", "y", "--sbatch-arg=--nice"]
+    names = "--time 2:00:00 --partition p --account a --qos q --constraint c --reservation r --mpi pmix"
+    more = [
+        "--dtype",
+        "bfloat16",
+        "--revision",
+        "v1",
+        "--setup",
+        "module load x",
+        "--setup",
+        "y",
+        "--sbatch-arg=--nice",
+    ]
     output, _ = call("up", "smol", "--model", "/models/m", *options.split(), *names.split(), *more)
     assert output == "Pool smol: pending job 17: waits for other jobs (Priority)\n"
     assert server.pools["smol"].spec == PoolSpec(

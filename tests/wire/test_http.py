@@ -27,6 +27,14 @@ async def _hang_up(request):
     return web.Response()
 
 
+async def _short(request):
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b"only this")
+    request.transport.close()
+    return response
+
+
 async def _html(_request):
     return web.Response(status=500, text="<h1>a proxy</h1>", content_type="text/html")
 
@@ -43,6 +51,7 @@ def server(tmp_path):
     path = str(tmp_path / "s")
     app = web.Application(client_max_size=1 << 30)
     for route, handler in {
+        "short": _short,
         "echo": _echo,
         "missing": _missing,
         "hangup": _hang_up,
@@ -121,3 +130,11 @@ def test_nobody_listens(tmp_path):
 
     with pytest.raises(Unreachable, match="lost the connection to nobody"):
         HttpClient(refuse, peer="nobody").call("GET", "/")
+
+
+def test_download_of_a_body_that_ends_early_is_noticed(client):
+    """A body shorter than its declared length is an error, not a short file."""
+    got = []
+    with pytest.raises(Unreachable, match="lost the connection"):
+        client.download("/short", got.append)
+    assert b"".join(got) == b"only this"
