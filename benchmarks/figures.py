@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def main(measure: Callable[[bool], Iterable[Figure]], description: str) -> None:
     table = Table("figure", "value", "goal", "against", "", title=description.splitlines()[0])
     for figure in figures:
         goal = "" if figure.goal is None else f"{figure.comparison} {figure.goal:g}"
-        table.add_row(figure.name, f"{figure.value:.3g}", goal, figure.against, "" if figure.ok else "missed")
+        table.add_row(escape(figure.name), f"{figure.value:.3g}", goal, figure.against, "" if figure.ok else "missed")
     Console().print(table)
     if options.json:
         options.json.write_text(json.dumps([figure.as_dict() for figure in figures], indent=1))

@@ -83,9 +83,9 @@ def compile_graph(graph: Graph) -> Schedule:
     memory = _Memory(graph)
     edges = _edges(graph, memory)
     then: dict[int, list[int]] = defaultdict(list)
-    for node, before in enumerate(edges):
+    for later, before in enumerate(edges):
         for earlier in before:
-            then[earlier].append(node)
+            then[earlier].append(later)
     at: dict[Point, list[int]] = defaultdict(list)
     for node in graph.nodes:
         if point := point_of(node):
@@ -98,7 +98,7 @@ def compile_graph(graph: Graph) -> Schedule:
     return Schedule(
         graph=graph,
         waits=tuple(len(before) for before in edges),
-        then=tuple(tuple(then[node]) for node in range(len(graph.nodes))),
+        then=tuple(tuple(then[earlier]) for earlier in range(len(graph.nodes))),
         uses=tuple(uses),
         at={point: tuple(nodes) for point, nodes in at.items()},
         due=_due(graph, memory),

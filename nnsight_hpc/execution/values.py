@@ -93,7 +93,10 @@ def unpack_values(frame: bytes | memoryview) -> dict[str, Any]:
 
 def save_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Tensors by name as a safetensors file; of tensors that share memory each is written."""
-    return save_safetensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    block: bytes = save_safetensors(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    )
+    return block
 
 
 def load_tensors(block: bytes | memoryview) -> dict[str, torch.Tensor]:
@@ -101,9 +104,10 @@ def load_tensors(block: bytes | memoryview) -> dict[str, torch.Tensor]:
     if not len(block):
         return {}
     try:
-        return load_safetensors(bytes(block))
+        tensors: dict[str, torch.Tensor] = load_safetensors(bytes(block))
     except Exception as error:  # noqa: BLE001 - safetensors raises a type of its own that it does not export
         raise InvalidInput("the tensors are not a valid safetensors file", why=str(error)) from None
+    return tensors
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

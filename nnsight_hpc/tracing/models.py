@@ -127,7 +127,7 @@ class LanguageModel(NNsight):
     @cached_property
     def _fingerprint(self) -> str:
         try:
-            return fingerprint(find_folder(self._name, self._revision))  # type: ignore[arg-type]
+            return fingerprint(find_folder(self._name, self._revision))
         except NotFound:
             return ""  # no weights here: the pool is chosen by name
 

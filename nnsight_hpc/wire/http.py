@@ -75,7 +75,7 @@ class HttpClient:
         return decode(self.call("PUT", path, body, timeout=timeout), as_type, what=f"answer of {self._peer}")
 
     def download(self, path: str, write: Callable[[bytes], object], *, start: int = 0, timeout: float = 60.0) -> None:
-        """Hand the bytes from `start` on (an HTTP range) to `write`, a block at a time; raises `Unreachable` if they end early."""
+        """Hand the bytes from `start` on (an HTTP range) to `write`, a block at a time, or raise `Unreachable`."""
         response = self._send("GET", path, None, timeout, {"Range": f"bytes={start}-"} if start else {})
         try:
             while block := response.read(1 << 20):

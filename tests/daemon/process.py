@@ -125,6 +125,7 @@ class DaemonProcess:
 
         def connect() -> socket.socket:
             plain = socket.create_connection((record.address, record.port), timeout=5)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return context.wrap_socket(plain, server_hostname=SERVER_NAME)
 
         headers = {
@@ -183,7 +184,7 @@ def run_frame(fingerprint: str = "", model: str = "org/model", *, without: str =
     """A request that captures one layer's output."""
     graph = capture_graph({"a": "model.layers.0.output"}, ModelIdentity(id=model, fingerprint=fingerprint))
     ids = np.arange(4, dtype=np.int64).reshape(1, 4)
-    return pack(graph.to_json().encode(), save({name: ids for name in sorted(graph.tensor_names() - {without})}))
+    return pack(graph.to_json().encode(), save(dict.fromkeys(sorted(graph.tensor_names() - {without}), ids)))
 
 
 def dump_frame(name: str, **fields: Any) -> bytes:

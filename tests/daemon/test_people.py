@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import socket
 import stat
@@ -9,12 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import google_crc32c
+import numpy as np
 import psutil
 import pytest
 
+from nnsight_hpc.storage import CaptureSpec, DatasetWriter, Provenance, TokenTable
 from nnsight_hpc.wire.errors import Conflict, ErrorReport, InvalidGraph, InvalidInput, NotFound, RequestCancelled
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import (
+    DatasetFile,
     DatasetStatus,
     DumpProgress,
     Hello,
@@ -38,7 +43,7 @@ def worker(daemon: DaemonProcess) -> Worker:
 def test_hello_names_the_user_whom_the_kernel_names(daemon):
     """The user in the hello is the owner of this process, and the epoch that of the lease."""
     hello = daemon.people().get("/v1/hello", Hello)
-    assert (hello.user, hello.epoch, hello.executor) == ("root", daemon.lease().epoch, "embedded")
+    assert (hello.user, hello.epoch, hello.executor) == (getpass.getuser(), daemon.lease().epoch, "embedded")
 
 
 def test_socket_is_the_owners_alone(daemon):
@@ -182,13 +187,14 @@ def test_the_pool_is_found_by_the_models_fingerprint(daemon, worker, request_id)
         (pack(b"not json"), InvalidGraph),
         (run_frame()[:-1], InvalidInput),
         (run_frame(without="input_ids"), InvalidGraph),
-        (run_frame().replace(b'"module.read"', b'"os.system_x"'), InvalidGraph),
+        (run_frame().replace(b'"model.output"', b'"os.systemout"'), InvalidGraph),
     ],
     ids=["empty", "no frame", "no graph", "no JSON", "cut short", "missing tensor", "forbidden operation"],
 )
-def test_a_bad_request_is_refused_and_leaves_nothing(daemon, worker, request_id, frame, error):
+def test_a_bad_request_is_refused_and_leaves_nothing(daemon, worker, frame, error):
     """Whatever is wrong with a frame, the sender is told its kind, and no file and no request stays."""
     assert frame != run_frame()
+    request_id = new_request_id()
     with pytest.raises(error):
         daemon.people().call("PUT", f"/v1/requests/{request_id}?pool=smol", frame)
     assert not list(daemon.places.requests.glob(f"{request_id}*"))
@@ -213,7 +219,7 @@ def test_a_bad_request_is_refused_and_leaves_nothing(daemon, worker, request_id,
         ("GET", "/v1/datasets/none", None, NotFound),
     ],
 )
-def test_bad_calls_get_reports(daemon, worker, method, path, body, error):
+def test_bad_calls_get_reports(daemon, method, path, body, error):
     """Every refusal is an error report of the right kind, also what aiohttp itself refuses."""
     with pytest.raises(error):
         daemon.people().call(method, path, body)
@@ -269,7 +275,7 @@ def test_another_user_is_denied(daemon):
     )
     answer = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
     assert answer.startswith("HTTP/1.1 403")
-    assert json.loads(answer.split("\r\n\r\n")[1])["kind"] == "Denied"
+    assert json.loads(answer.partition("\n\n")[2])["kind"] == "Denied"
     path.chmod(0o600)
     for folder, mode in parents.items():
         folder.chmod(mode)
@@ -313,6 +319,26 @@ def test_a_bad_dump_is_refused(daemon, worker, request_id, frame):
     """A corpus is read line by line before it is acknowledged."""
     with pytest.raises(InvalidInput):
         daemon.people().call("PUT", f"/v1/datasets/d2?pool=smol&request={request_id}", frame)
+
+
+def test_a_complete_dataset_is_listed_with_the_checksums_of_its_files(daemon):
+    """What the writer of datasets has made is complete, and each file comes whole and matches its CRC-32C."""
+    path = daemon.places.datasets / "whole.zarr"
+    tokens = TokenTable(np.arange(8), np.array([0, 3, 8]), ["a", "b"])
+    captures = [CaptureSpec("c", (4,), "float32")]
+    writer = DatasetWriter.create(path, captures=captures, tokens=tokens, provenance=Provenance(model="m"))
+    with writer.slice(0) as part:
+        part.write("c", 0, np.ones((8, 4), dtype=np.float32))
+    writer.finish()
+    http = daemon.people()
+    (status,) = http.get("/v1/datasets", list[DatasetStatus])
+    files = http.get("/v1/datasets/whole/files", list[DatasetFile])
+    assert (status.name, status.path, status.complete) == ("whole", str(path), True)
+    for file in files:
+        data = http.call("GET", f"/v1/datasets/whole/files/{file.path}")
+        assert (len(data), google_crc32c.value(data)) == (file.size, file.crc32c)
+    http.call("DELETE", "/v1/datasets/whole")
+    assert not path.exists()
 
 
 def test_a_datasets_files_are_served_by_range_and_nothing_beside_them(daemon):

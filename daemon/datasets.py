@@ -1,0 +1,121 @@
+"""The HTTP interface for datasets: dumps are sent, and what they wrote is listed, fetched and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from nnsight_hpc.daemon.frames import check_dump
+from nnsight_hpc.daemon.requests import NewRequest
+from nnsight_hpc.daemon.web import answer, file, required
+from nnsight_hpc.storage import dataset_folder, list_files, read_attributes, resolve_inside
+from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound
+from nnsight_hpc.wire.messages import DatasetFile, DatasetStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nnsight_hpc.daemon.arrivals import Arrivals
+    from nnsight_hpc.daemon.parts import Parts
+    from nnsight_hpc.daemon.table import Row
+
+_ENDING = ".zarr"
+
+
+class DatasetsApi:
+    def __init__(self, parts: Parts, arrivals: Arrivals) -> None:
+        self._pools, self._requests, self._arrivals = parts.pools, parts.requests, arrivals
+        self._folder = parts.config.places.datasets
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.put("/v1/datasets/{name}", self._put),
+            web.get("/v1/datasets", self._list),
+            web.get("/v1/datasets/{name}", self._get),
+            web.delete("/v1/datasets/{name}", self._delete),
+            web.get("/v1/datasets/{name}/files", self._files),
+            web.get("/v1/datasets/{name}/files/{path:.+}", self._file),
+        ]
+
+    async def _put(self, request: web.Request) -> web.Response:
+        received, name = time.time(), request.match_info["name"]
+        pool, request_id = required(request, "pool"), required(request, "request")
+
+        async def describe(path: Path) -> NewRequest:
+            dataset_folder(self._folder, name)
+            dump = await asyncio.to_thread(check_dump, path, name)
+            self._pools.accepting(pool)
+            return NewRequest(id=request_id, kind="dump", pool=pool, user=request["user"], received=received, dump=dump)
+
+        return answer(await self._arrivals.receive(request, request_id, describe))
+
+    async def _list(self, _: web.Request) -> web.Response:
+        rows = await self._requests.datasets()
+        written = await asyncio.to_thread(self._written)
+        return answer([await self._status(name, rows.get(name)) for name in sorted({*rows, *written})])
+
+    async def _get(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        return answer(await self._status(name, await self._requests.dataset(name)))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        row = await self._requests.dataset(name)
+        status = await self._status(name, row)
+        if row is not None and not row.state.ended:
+            raise Conflict(
+                f"dataset {name} is being written",
+                where=f"request {row.id}",
+                next=f"`nnsight-hpc cancel {row.id}` first",
+            )
+        await asyncio.to_thread(_remove, dataset_folder(self._folder, name))
+        await self._requests.forget_dataset(name)
+        return answer(status)
+
+    async def _files(self, request: web.Request) -> web.Response:
+        folder = dataset_folder(self._folder, request.match_info["name"])
+        files = await asyncio.to_thread(list_files, folder)
+        return answer([DatasetFile(path=found.path, size=found.bytes, crc32c=int(found.crc32c, 16)) for found in files])
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        folder = dataset_folder(self._folder, request.match_info["name"])
+        path = await asyncio.to_thread(resolve_inside, folder, request.match_info["path"])
+        if not path.is_file():
+            raise NotFound(f"dataset {request.match_info['name']} has no file {request.match_info['path']}")
+        return file(path)
+
+    async def _status(self, name: str, row: Row | None) -> DatasetStatus:
+        """Raises `NotFound` when there is neither a folder nor a request that is to make it."""
+        folder = dataset_folder(self._folder, name)
+        complete = await asyncio.to_thread(_is_complete, folder)
+        if complete is None and row is None:
+            raise NotFound(f"there is no dataset {name}", where=str(folder), next="`nnsight-hpc status` lists them")
+        request = await self._requests.status(row.id) if row else None
+        return DatasetStatus(name=name, path=str(folder), complete=bool(complete), request=request)
+
+    def _written(self) -> list[str]:
+        if not self._folder.is_dir():
+            return []
+        return [path.name.removesuffix(_ENDING) for path in self._folder.glob(f"[!.]*{_ENDING}") if path.is_dir()]
+
+
+def _is_complete(folder: Path) -> bool | None:
+    """None where there is no dataset; what cannot be read is not complete."""
+    if not folder.is_dir():
+        return None
+    try:
+        return read_attributes(folder).complete
+    except HpcError:
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """First out of sight in one step, so that nobody takes a part for the whole."""
+    if folder.is_dir():
+        doomed = folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.removing"))
+        shutil.rmtree(doomed)

@@ -1,0 +1,216 @@
+"""The daemon's life: take the lease, open the database and both interfaces, serve, and leave nothing behind but its work."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import hashlib
+import logging
+import os
+import signal
+import socket
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from nnsight_hpc import __version__
+from nnsight_hpc.daemon.certificate import load_secret, server_context
+from nnsight_hpc.daemon.changes import Changes
+from nnsight_hpc.daemon.lease import claim, publish
+from nnsight_hpc.daemon.parts import Parts
+from nnsight_hpc.daemon.people import people_app, take_down
+from nnsight_hpc.daemon.pools import Pools
+from nnsight_hpc.daemon.reconciler import Reconciler
+from nnsight_hpc.daemon.requests import Requests
+from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.workers import workers_app
+from nnsight_hpc.wire.errors import HpcError, InvalidInput
+from nnsight_hpc.wire.messages import PROTOCOL, Hello
+from nnsight_hpc.wire.places import runtime_folder
+
+if TYPE_CHECKING:
+    import ssl
+    from pathlib import Path
+
+    from nnsight_hpc.daemon.config import Config
+    from nnsight_hpc.daemon.lease import Lease
+    from nnsight_hpc.slurm.batch.executor import Executor
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_SOCKET_PATH = 107  # unix(7): sun_path has 108 bytes, with the final zero
+_SHUTDOWN = 5.0
+"""How long answers that are being sent may take once the daemon stops, in seconds."""
+_KILL_GRACE = 30.0
+"""How long jobs may take to end after they were cancelled, in seconds."""
+
+
+def socket_path(executor: str, home: Path) -> Path:
+    """The Unix socket for people on this host; raises `InvalidInput` where its path would be too long for Linux."""
+    path = runtime_folder() / f"{executor}-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}.sock"
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        raise InvalidInput(
+            f"the path of the socket is longer than the {_LONGEST_SOCKET_PATH} bytes that Linux allows",
+            where=str(path),
+            next="set XDG_RUNTIME_DIR to a shorter path",
+        )
+    return path
+
+
+async def serve(config: Config, executor: Executor) -> None:
+    """Run a daemon until it is told to stop. Raises `Conflict` when another one has the lease."""
+    places = config.places
+    for folder in (places.home, places.requests, places.replicas, places.datasets):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    places.home.chmod(0o700)
+    people = socket_path(config.executor, places.home)
+    with _listen_for_workers(config.executor) as workers:
+        record = claim(
+            config,
+            socket_path=people,
+            address="127.0.0.1" if config.executor == "embedded" else socket.gethostname(),
+            port=workers.getsockname()[1],
+            version=__version__,
+        )
+        tls, secret = server_context(places), load_secret(places)  # nobody else can be making them now
+        lease = publish(config, msgspec.structs.replace(record, certificate=places.certificate.read_text()))
+        try:
+            await _Daemon(config, executor, lease).run(people, workers, tls, secret)
+        finally:
+            lease.release()
+
+
+def _listen_for_workers(executor: str) -> socket.socket:
+    """On this machine only where the workers are here, too."""
+    return socket.create_server(("127.0.0.1" if executor == "embedded" else "0.0.0.0", 0))  # noqa: S104
+
+
+def _listen_for_people(path: Path) -> tuple[socket.socket, int]:
+    """The listener, and the inode of its name, by which it is known to be ours at the end."""
+    path.unlink(missing_ok=True)  # of a daemon that was killed: the lease is ours
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    return listener, path.stat().st_ino
+
+
+class _Daemon:
+    """What runs while the lease is held."""
+
+    def __init__(self, config: Config, executor: Executor, lease: Lease) -> None:
+        self._config, self._executor, self._lease = config, executor, lease
+        self._stopping = asyncio.Event()
+        self._end_asked = asyncio.Event()
+
+    async def run(self, people: Path, workers: socket.socket, tls: ssl.SSLContext, secret: str) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+        database = await asyncio.to_thread(take_over, self._config.places, self._lease.record.epoch)
+        async with AsyncExitStack() as stack:
+            store = Store(database, self._lease.check)
+            stack.push_async_callback(store.close)
+            parts = await self._parts(store)
+            await _site(stack, workers_app(parts, secret), workers, tls)
+            listener, inode = _listen_for_people(people)
+            stack.callback(_remove_socket, people, inode)
+            await _site(stack, people_app(parts), listener)
+            stack.callback(parts.changes.close)  # long polls are answered before their connections close
+            record = self._lease.record
+            logger.info("epoch %s, process %s, on %s, port %s", record.epoch, record.pid, people, record.port)
+            await self._until_stopped(parts)
+        logger.info("stopped")
+
+    async def _parts(self, store: Store) -> Parts:
+        changes = Changes()
+        pools = Pools(store, changes, self._config.places)
+        await pools.load()
+        requests = Requests(store, changes, pools, self._config)
+        await requests.load()
+        reconciler = Reconciler(pools, requests, self._executor, self._config)
+        return Parts(self._config, self._hello(), changes, requests, pools, reconciler, self._stop)
+
+    def _hello(self) -> Hello:
+        record = self._lease.record
+        return Hello(
+            protocol=PROTOCOL,
+            version=__version__,
+            owner=getpass.getuser(),
+            host=record.host,
+            pid=record.pid,
+            epoch=record.epoch,
+            executor=self._config.executor,
+            home=str(self._config.places.home),
+        )
+
+    # -- the tasks beside the interfaces ---------------------------------------------------------------------------
+
+    async def _until_stopped(self, parts: Parts) -> None:
+        """Until the first of these returns, or fails: the daemon then ends with its error."""
+        work = (
+            self._stopping.wait(),
+            self._keep_lease(),
+            self._take_back_lost(parts),
+            self._end_replicas_when_asked(parts),
+            parts.reconciler.run(),
+        )
+        tasks = [asyncio.ensure_future(task) for task in work]
+        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.lease_touch)
+            try:
+                ours = await asyncio.to_thread(self._lease.touch)
+            except OSError as error:
+                logger.warning("the lease could not be renewed: %s", error)
+                continue
+            if not ours:
+                logger.error("another daemon has the lease, or it was removed: this one ends")
+                return
+
+    async def _take_back_lost(self, parts: Parts) -> None:
+        """Queue requests again that no worker has named for `Config.silence`."""
+        while True:
+            await asyncio.sleep(self._config.silence / 4)
+            if lost := parts.requests.silent():
+                with suppress(HpcError):  # no lease, or no disk: the next round may do better
+                    await parts.requests.take_back(lost, f"no word of it for {self._config.silence:g} s")
+
+    def _stop(self, workers: bool) -> None:
+        (self._end_asked if workers else self._stopping).set()
+
+    async def _end_replicas_when_asked(self, parts: Parts) -> None:
+        """Take all pools down, and wait for the end of their jobs as long as they may take."""
+        await self._end_asked.wait()
+        for name in parts.pools.names():
+            await take_down(parts.pools, parts.requests, name)
+        try:
+            async with asyncio.timeout(self._config.drain + _KILL_GRACE):
+                while parts.pools.names():
+                    parts.reconciler.ask_soon()
+                    await asyncio.sleep(self._config.ask_after)
+        except TimeoutError:
+            logger.warning("these replicas have not ended: %s", [replica.id for replica in parts.pools.replicas()])
+
+
+async def _site(
+    stack: AsyncExitStack, app: web.Application, listener: socket.socket, tls: ssl.SSLContext | None = None
+) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, listener, ssl_context=tls).start()
+
+
+def _remove_socket(path: Path, inode: int) -> None:
+    """Unless the next daemon has put its own in this place."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()

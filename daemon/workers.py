@@ -1,0 +1,200 @@
+"""The HTTP interface for workers, over TLS: who they are, what they run, and how it ended."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from nnsight_hpc.daemon.errors import error_response, errors_as_reports
+from nnsight_hpc.daemon.reconciler import cause_of
+from nnsight_hpc.daemon.web import LONGEST_WAIT, MESSAGE_BYTES, answer, done, message, number, required
+from nnsight_hpc.wire.errors import Denied, Incompatible, InvalidInput, NotFound, Unreachable
+from nnsight_hpc.wire.files import read_if_there
+from nnsight_hpc.wire.messages import (
+    PROTOCOL,
+    DumpProgress,
+    EndRecord,
+    Orders,
+    Outcome,
+    PoolSpec,
+    WorkerHello,
+    WorkerReport,
+    WorkerWelcome,
+    decode,
+)
+from nnsight_hpc.wire.names import check_name
+from nnsight_hpc.wire.states import ReplicaState
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler, Middleware
+
+    from nnsight_hpc.daemon.parts import Parts
+    from nnsight_hpc.daemon.pools import Replica
+    from nnsight_hpc.wire.messages import Lease
+
+logger = logging.getLogger(__name__)
+
+_R = ReplicaState
+
+
+def workers_app(parts: Parts, secret: str) -> web.Application:
+    app = web.Application(
+        middlewares=[errors_as_reports, _only_workers(secret, parts.hello.epoch)], client_max_size=MESSAGE_BYTES
+    )
+    app.add_routes(WorkersApi(parts).routes())
+    return app
+
+
+def _only_workers(secret: str, epoch: int) -> Middleware:
+    expected = f"Bearer {secret}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, expected):
+            logger.warning("refused %s %s from %s: wrong secret", request.method, request.path, request.remote)
+            return error_response(
+                Denied("the secret is wrong", next="read it again from the daemon's home"), status=401
+            )
+        if request.headers.get("X-NNsight-Epoch") != str(epoch):
+            # 421 Misdirected Request (RFC 9110); `Unreachable` lets a worker look for its daemon again
+            wrong = Unreachable(
+                f"this daemon has epoch {epoch}, the worker asks for {request.headers.get('X-NNsight-Epoch')}",
+                next="read the lease again",
+            )
+            return error_response(wrong, status=421)
+        return await handler(request)
+
+    return check
+
+
+class WorkersApi:
+    def __init__(self, parts: Parts) -> None:
+        self._config, self._epoch, self._changes = parts.config, parts.hello.epoch, parts.changes
+        self._pools, self._requests, self._reconciler = parts.pools, parts.requests, parts.reconciler
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/w1/register", self._register),
+            web.post("/w1/report", self._report),
+            web.post("/w1/lease", self._lease),
+            web.post("/w1/started", self._started),
+            web.post("/w1/progress", self._progress),
+            web.post("/w1/outcome", self._outcome),
+            web.post("/w1/end", self._end),
+        ]
+
+    async def _register(self, request: web.Request) -> web.Response:
+        hello = await message(request, WorkerHello)
+        if hello.protocol != PROTOCOL:
+            raise Incompatible(
+                f"the worker speaks protocol {hello.protocol}, the daemon {PROTOCOL}",
+                where=f"worker {hello.version} on {hello.host}",
+                next="install the same version of nnsight-hpc for both",
+            )
+        replica = await self._known_or_adopted(hello)
+        state = _R.LOADING if replica.state in (_R.SUBMITTED, _R.PENDING, _R.STARTING) else replica.state
+        job_id = replica.status.job_id or hello.job_id
+        replica = await self._pools.change(replica, state=state, reason="", host=hello.host, job_id=job_id)
+        logger.info("replica %s has registered from %s, process %s", hello.replica, hello.host, hello.pid)
+        return answer(
+            WorkerWelcome(
+                pool=replica.spec,
+                requests_folder=str(self._config.places.requests),
+                datasets_folder=str(self._config.places.datasets),
+                epoch=self._epoch,
+            )
+        )
+
+    async def _known_or_adopted(self, hello: WorkerHello) -> Replica:
+        """The replica that a worker says it is; one with a job.json that we have not submitted is taken up."""
+        check_name(hello.replica, of="replica")
+        try:
+            return self._pools.replica(hello.replica)
+        except NotFound:
+            data = read_if_there(self._config.places.replica(hello.replica) / "job.json")
+            if data is None:
+                raise
+        logger.info("replica %s, job %s, is taken up", hello.replica, hello.job_id)
+        return await self._pools.adopt(hello.replica, decode(data, PoolSpec, what="job.json"), hello.job_id)
+
+    async def _report(self, request: web.Request) -> web.Response:
+        report = await message(request, WorkerReport)
+        replica = self._pools.replica(report.replica)
+        self._requests.claimed(replica.id, report.running)
+        ready = report.state in (_R.READY, _R.BUSY)
+        if ready and not replica.served:
+            await self._pools.change_pool(replica.spec.name, failures=0)
+        await self._pools.change(
+            replica,
+            state=_R.DRAINING if replica.state == _R.DRAINING else report.state,
+            served=ready,
+            loaded=report.loaded,
+            total=report.total,
+            ends=report.ends if report.ends is not None else replica.status.ends,
+        )
+        pool = self._pools.find(replica.spec.name)
+        if report.model is not None and pool is not None and pool.model != report.model:
+            await self._learn_model(replica, report)
+        return answer(self._orders(replica.id))
+
+    async def _learn_model(self, replica: Replica, report: WorkerReport) -> None:
+        """Now that the pool's weights are known, requests that were made for others cannot wait for it any longer."""
+        pool = await self._pools.change_pool(replica.spec.name, model=report.model)
+        assert pool.model is not None
+        await self._requests.fail_other_models(pool.spec.name, pool.model)
+
+    async def _lease(self, request: web.Request) -> web.Response:
+        """Waits for a request of the pool; one is never given to a connection that was closed in the meantime."""
+        replica = self._pools.replica(required(request, "replica"))
+        wait = number(request, "wait", default=0, most=LONGEST_WAIT)
+
+        async def lease() -> Lease | None:
+            if self._must_end(replica.id) or request.transport is None or request.transport.is_closing():
+                return None
+            return await self._requests.lease(replica.spec.name, replica.id)
+
+        def enough(lease: Lease | None) -> bool:
+            return lease is not None or self._must_end(replica.id)
+
+        found = await self._changes.wait(f"queue:{replica.spec.name}", lease, enough, wait)
+        return answer(found)
+
+    async def _started(self, request: web.Request) -> web.Response:
+        try:
+            attempt = int(required(request, "attempt"))
+        except ValueError:
+            raise InvalidInput("attempt is not a number") from None
+        await self._requests.started(required(request, "id"), required(request, "replica"), attempt)
+        return done()
+
+    async def _progress(self, request: web.Request) -> web.Response:
+        replica = required(request, "replica")
+        self._requests.progress(required(request, "id"), replica, await message(request, DumpProgress))
+        return answer(self._orders(replica))
+
+    async def _outcome(self, request: web.Request) -> web.Response:
+        await self._requests.outcome(required(request, "replica"), await message(request, Outcome))
+        return done()
+
+    async def _end(self, request: web.Request) -> web.Response:
+        record = await message(request, EndRecord)
+        replica = self._pools.replica(record.replica)
+        cause = cause_of(record)
+        await self._pools.change(replica, state=_R.DRAINING, reason=cause, cause=cause)
+        await self._requests.take_back(self._requests.held_by(replica.id), f"replica {replica.id} ended: {cause}")
+        self._reconciler.ask_soon()
+        return done()
+
+    def _orders(self, replica: str) -> Orders:
+        return Orders(drain=self._must_end(replica), cancel=self._requests.cancels(replica))
+
+    def _must_end(self, replica: str) -> bool:
+        try:
+            found = self._pools.replica(replica)
+        except NotFound:
+            return True
+        return found.drain or found.state == _R.DRAINING

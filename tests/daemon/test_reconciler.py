@@ -1,0 +1,119 @@
+"""Pools are made true: jobs are submitted, watched, replaced, given up, drained, with the embedded executor."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from nnsight_hpc.wire.errors import NotFound, ReplicaFailed
+from nnsight_hpc.wire.messages import EndRecord, PoolStatus, RequestStatus, Status
+from nnsight_hpc.wire.names import new_request_id
+from nnsight_hpc.wire.states import ReplicaState, RequestState
+from tests.daemon.process import send, wait_for
+
+
+def _pool(daemon, name="smol"):
+    return daemon.people().get(f"/v1/pools/{name}", PoolStatus)
+
+
+def _pid(replica):
+    return int(replica.job_id.split(":")[0])
+
+
+def test_a_pool_whose_jobs_end_before_they_serve_is_held_with_the_logs_last_lines(daemon_with):
+    """After three tries no more are made; who waits gets the reason and the log's end, and so does who comes later."""
+    daemon = daemon_with(job="failing_job", retry=0.05)
+    daemon.up()
+    name = new_request_id()
+    with pytest.raises(ReplicaFailed) as caught:
+        send(daemon.people(), name)
+        wait_for(lambda: daemon.people().get(f"/v1/requests/{name}?wait=10&seen=QUEUED", RequestStatus).state.ended)
+        daemon.people().call("GET", f"/v1/requests/{name}/result")
+    assert "3 times in a row" in caught.value.what
+    assert "exit code 1" in caught.value.why
+    assert "line 29\nno module named cuda_of_our_dreams" in caught.value.why
+    pool = _pool(daemon)
+    assert [r.state for r in pool.replicas] == [ReplicaState.ENDED] * 3
+    assert pool.held.why == caught.value.why
+    with pytest.raises(ReplicaFailed, match="3 times"):
+        send(daemon.people(), new_request_id())
+    log = daemon.people().call("GET", "/v1/pools/smol/log?lines=2")
+    assert log == b"line 29\nno module named cuda_of_our_dreams\n"
+    assert not list(daemon.places.replicas.glob("*/job.json"))
+    with suppress(ReplicaFailed):  # it may fail three times before `up` has to answer
+        daemon.up()
+    assert len(wait_for(lambda: _pool(daemon).held and list(daemon.places.replicas.iterdir()))) == 6
+
+
+def test_a_pool_with_one_replica_that_serves_goes_on_when_others_fail(daemon_with):
+    """No more replicas are started, which the pool's status says, but requests go to the one there is."""
+    daemon = daemon_with(retry=0.05, starts=1, poll_moving=(0.1, 0.2))
+    daemon.up(replicas=2)
+    worker, name = daemon.worker(), new_request_id()
+    other = next(r for r in _pool(daemon).replicas if r.id != worker.replica)
+    os.kill(_pid(other), signal.SIGKILL)
+    assert wait_for(lambda: _pool(daemon).held).kind == "ReplicaFailed"
+    send(daemon.people(), name)
+    assert worker.lease().id == name
+
+
+def test_a_replica_that_dies_is_replaced_and_its_request_runs_again(daemon_with):
+    """Killed while it ran a request, the process is missed within seconds; the request goes to the next replica."""
+    daemon = daemon_with(retry=0.1, poll_quiet=(0.2, 0.3))
+    daemon.up()
+    worker, name = daemon.worker(), new_request_id()
+    send(daemon.people(), name)
+    worker.started(worker.lease())
+    os.kill(_pid(_pool(daemon).replicas[-1]), signal.SIGKILL)
+    status = daemon.people().get(f"/v1/requests/{name}?wait=10&seen=RUNNING", RequestStatus)
+    assert (status.state, worker.replica in status.note) == (RequestState.QUEUED, True)
+    wait_for(lambda: _pool(daemon).replicas[-1].state == ReplicaState.STARTING)
+    ended, _ = _pool(daemon).replicas
+    assert (ended.id, ended.state, "kill" in ended.reason.lower()) == (worker.replica, ReplicaState.ENDED, True)
+    assert daemon.worker().lease().attempt == 2
+
+
+def test_a_workers_own_words_say_why_it_ended(daemon_with):
+    """What it said at its end is the replica's reason, rather than the exit code."""
+    daemon = daemon_with(retry=30)
+    daemon.up()
+    worker = daemon.worker()
+    worker.post("/w1/end", EndRecord(replica=worker.replica, cause="failed", detail="out of GPU memory"))
+    os.kill(_pid(_pool(daemon).replicas[0]), signal.SIGTERM)
+    replica = wait_for(lambda: [r for r in _pool(daemon).replicas if r.state.ended])[0]
+    assert replica.reason == "failed: out of GPU memory"
+
+
+def test_down_drains_what_serves_and_forgets_the_pool(daemon_with):
+    """A ready worker gets USR2 and may finish; once it has ended, the pool is not there any more."""
+    daemon = daemon_with()
+    daemon.up()
+    worker, name = daemon.worker(), new_request_id()
+    pid = _pid(_pool(daemon).replicas[0])
+    send(daemon.people(), name)
+    daemon.people().call("DELETE", "/v1/pools/smol")
+    assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).state == RequestState.FAILED
+    assert worker.lease(wait=30) is None
+    wait_for(lambda: not daemon.people().get("/v1/status", Status).pools)
+    assert not psutil.pid_exists(pid)
+    with pytest.raises(NotFound):
+        _pool(daemon)
+
+
+def test_fewer_replicas_and_another_model_end_the_old_jobs(daemon_with):
+    """The number of jobs follows the wish; a changed model replaces the replica."""
+    daemon = daemon_with(retry=0.1)
+    daemon.up(replicas=2)
+    wait_for(lambda: [r.state for r in _pool(daemon).replicas] == [ReplicaState.STARTING] * 2)
+    first, second = _pool(daemon).replicas
+    daemon.up(replicas=1)
+    wait_for(lambda: [r.state.ended for r in _pool(daemon).replicas] == [True, False])
+    assert not psutil.pid_exists(_pid(first))
+    daemon.up(replicas=1, dtype="float16")
+    wait_for(lambda: [r.state.ended for r in _pool(daemon).replicas] == [True, True, False])
+    assert not psutil.pid_exists(_pid(second))
+    assert _pool(daemon).held is None

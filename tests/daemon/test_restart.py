@@ -1,0 +1,202 @@
+"""What was acknowledged survives the daemon, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nnsight_hpc.wire.errors import HpcError, Unreachable
+from nnsight_hpc.wire.messages import PoolStatus, RequestStatus, Status
+from nnsight_hpc.wire.names import new_request_id
+from nnsight_hpc.wire.states import ReplicaState, RequestState
+from tests.daemon.process import run_frame, send, wait_for
+
+
+def test_a_request_is_on_disk_before_it_is_acknowledged(daemon_with):
+    """Killed right after the answer, the daemon that follows has the request, its bytes and its place."""
+    daemon = daemon_with()
+    daemon.up()
+    ids = [new_request_id() for _ in range(3)]
+    for name in ids:
+        send(daemon.people(), name)
+    daemon.kill()
+    requests = daemon.start().people().get("/v1/status", Status).requests
+    assert [(r.id, r.state, r.position) for r in requests] == [(n, RequestState.QUEUED, i) for i, n in enumerate(ids)]
+    assert (daemon.places.requests / f"{ids[0]}.request").read_bytes() == run_frame()
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_by_kills_at_random_moments(daemon_with):
+    """A client that sends without pause while the daemon is killed three times finds all that was acknowledged."""
+    daemon = daemon_with()
+    daemon.up()
+    acknowledged, running = [], threading.Event()
+    running.set()
+
+    def client() -> None:
+        http = daemon.people()
+        while running.is_set():
+            name = new_request_id()
+            try:
+                send(http, name)
+                acknowledged.append(name)
+            except (HpcError, OSError):
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    for pause in (0.11, 0.17, 0.31):
+        time.sleep(pause)
+        daemon.kill()
+        daemon.start()
+    running.clear()
+    thread.join()
+    known = {r.id for r in daemon.people().get("/v1/status", Status).requests}
+    assert len(acknowledged) > 10
+    assert set(acknowledged) <= known
+
+
+def test_replicas_outlive_the_daemon_and_their_results_arrive(daemon_with):
+    """What ran when the daemon was killed is finished by its worker, and what waited is leased by the next daemon."""
+    daemon = daemon_with()
+    daemon.up()
+    worker = daemon.worker()
+    running, waiting = new_request_id(), new_request_id()
+    send(daemon.people(), running)
+    send(daemon.people(), waiting)
+    lease = worker.lease()
+    worker.started(lease)
+    job = psutil.Process(int(daemon.people().get("/v1/pools/smol", PoolStatus).replicas[0].job_id.split(":")[0]))
+    daemon.kill()
+    half = Path(f"{lease.result}.1234.partial")
+    half.write_bytes(b"result")
+    daemon.start()
+    half.rename(lease.result)  # the worker was writing it while no daemon was there
+    with pytest.raises(Unreachable):
+        worker.report(ReplicaState.BUSY)
+    worker.reconnect()
+    worker.report(ReplicaState.BUSY, running=(running,))
+    worker.finish(lease)
+    assert daemon.people().call("GET", f"/v1/requests/{running}/result") == b"result"
+    assert worker.lease().id == waiting
+    assert job.is_running()
+    assert [r.id for r in daemon.people().get("/v1/pools/smol", PoolStatus).replicas] == [worker.replica]
+
+
+def test_a_request_whose_worker_is_silent_is_queued_again(daemon_with):
+    """After the configured silence another lease has the next attempt, and the old outcome does not count any more."""
+    daemon = daemon_with(silence=1.0)
+    daemon.up()
+    worker, name = daemon.worker(), new_request_id()
+    send(daemon.people(), name)
+    first = worker.lease()
+    worker.started(first)
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:  # as long as the worker names it, it stays
+        worker.report(ReplicaState.BUSY, running=(name,))
+        time.sleep(0.1)
+    assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).state == RequestState.RUNNING
+    status = daemon.people().get(f"/v1/requests/{name}?wait=5&seen=RUNNING", RequestStatus)
+    assert (status.state, "attempt 1" in status.note) == (RequestState.QUEUED, True)
+    second = worker.lease()
+    assert (second.attempt, second.result) == (2, str(daemon.places.requests / f"{name}.2.result"))
+    with pytest.raises(HpcError, match="attempt 1"):
+        worker.finish(first)
+    worker.finish(second, b"of the second")
+    assert daemon.people().call("GET", f"/v1/requests/{name}/result") == b"of the second"
+    assert not Path(first.result).exists()
+
+
+def test_a_request_that_loses_every_worker_fails_with_the_reason(daemon_with):
+    """It is handed out as often as configured, then it fails; a cancelled one is not handed out again."""
+    daemon = daemon_with(silence=0.5, attempts=2)
+    daemon.up()
+    worker, name, cancelled = daemon.worker(), new_request_id(), new_request_id()
+    send(daemon.people(), name)
+    for attempt in (1, 2):
+        assert worker.lease().attempt == attempt
+        daemon.people().get(f"/v1/requests/{name}?wait=5&seen=LEASED", RequestStatus)
+    status = wait_for(lambda: _ended(daemon, name))
+    assert (status.state, status.error.kind) == (RequestState.FAILED, "ReplicaFailed")
+    send(daemon.people(), cancelled)
+    worker.started(worker.lease())
+    daemon.people().call("DELETE", f"/v1/requests/{cancelled}")
+    assert wait_for(lambda: _ended(daemon, cancelled)).state == RequestState.CANCELLED
+
+
+def _ended(daemon, name):
+    status = daemon.people().get(f"/v1/requests/{name}", RequestStatus)
+    return status if status.state.ended else None
+
+
+def test_a_late_outcome_of_the_last_attempt_still_counts(daemon_with):
+    """Queued again but not leased yet, a request is completed by the worker that had only fallen silent."""
+    daemon = daemon_with(silence=0.2)
+    daemon.up()
+    worker, name = daemon.worker(), new_request_id()
+    send(daemon.people(), name)
+    lease = worker.lease()
+    daemon.people().get(f"/v1/requests/{name}?wait=5&seen=LEASED", RequestStatus)
+    worker.finish(lease)
+    assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).state == RequestState.COMPLETED
+
+
+def test_a_clean_stop_leaves_neither_socket_nor_lease(daemon_with):
+    """SIGTERM ends the daemon with 0, long polls included; replicas stay, and the next daemon has a larger epoch."""
+    daemon = daemon_with()
+    daemon.up()
+    worker, before = daemon.worker(), daemon.lease()
+    poll = threading.Thread(target=lambda: worker.lease(wait=30))
+    poll.start()
+    time.sleep(0.2)
+    begun = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - begun < 3
+    poll.join()
+    assert not Path(before.socket).exists()
+    assert not daemon.places.lease.exists()
+    daemon.start()
+    assert daemon.lease().epoch == before.epoch + 1
+    worker.reconnect()
+    worker.report(ReplicaState.READY)
+    assert daemon.people().get("/v1/pools/smol", PoolStatus).replicas[0].state == ReplicaState.READY
+
+
+def test_stop_with_workers_ends_every_job(daemon_with):
+    """The daemon drains its replicas, waits for their processes, fails what waited, and is gone."""
+    daemon = daemon_with()
+    daemon.up(replicas=2)
+    replicas = daemon.people().get("/v1/pools/smol", PoolStatus).replicas
+    daemon.worker()
+    name = new_request_id()
+    send(daemon.people(), name)
+    assert daemon.people().call("POST", "/v1/stop?workers=1") == b"{}"
+    assert daemon.process.wait(20) == 0
+    assert [psutil.pid_exists(int(r.job_id.split(":")[0])) for r in replicas] == [False, False]
+    daemon.start()
+    assert daemon.people().get("/v1/status", Status).pools == ()
+    assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).error.kind == "NotFound"
+
+
+@pytest.mark.slow
+def test_an_idle_daemon_uses_no_processor(daemon_with):
+    """With a pool and workers that wait, it takes under 1 % of a core over ten seconds."""
+    daemon = daemon_with()
+    daemon.up()
+    worker = daemon.worker()
+    poll = threading.Thread(target=lambda: worker.lease(wait=12))
+    poll.start()
+    time.sleep(1)
+    process = psutil.Process(daemon.process.pid)
+    before = process.cpu_times()
+    time.sleep(10)
+    after = process.cpu_times()
+    assert (after.user + after.system) - (before.user + before.system) < 0.1
+    os.kill(daemon.process.pid, signal.SIGTERM)
+    poll.join()
