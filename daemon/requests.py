@@ -225,7 +225,7 @@ class Requests:
                 _end_state(outcome),
                 error=outcome.error,
                 result_bytes=outcome.result_bytes,
-                progress=progress or row.progress,
+                progress=outcome.progress or progress or row.progress,
             )
 
         self._ended(await self._store.run(end))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -104,6 +105,7 @@ def main() -> int:
     )
     parser.add_argument("--to", type=Path, default=None, metavar="FOLDER", help="default: the user's cache folder")
     folder = parser.parse_args().to or default_folder()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' own bars would run through ours
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 

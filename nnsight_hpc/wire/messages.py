@@ -220,7 +220,7 @@ class Lease(Message, frozen=True):
 
 
 class Outcome(Message, frozen=True):
-    """How a leased request ended: its result has been written (`error` is None), or it failed."""
+    """How a leased request ended: its result has been written (`error` is None), or it failed; of a dump, how far it came."""
 
     id: str
     attempt: int
@@ -228,6 +228,7 @@ class Outcome(Message, frozen=True):
     result_bytes: int = 0
     cancelled: bool = False
     seconds: float = 0.0
+    progress: DumpProgress | None = None
 
 
 class EndRecord(Message, frozen=True):

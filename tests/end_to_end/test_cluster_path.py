@@ -105,6 +105,7 @@ def test_dump_is_fetched_byte_for_byte(laptop, pool, cluster):
     )
     assert (fetched, dataset["path"]) == (str(here), str(there))
     assert list_files(here) == list_files(there)
+    assert dataset["request"]["progress"]["documents"] == 12
     names = sorted(path.relative_to(there) for path in there.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
     assert all((here / name).read_bytes() == (there / name).read_bytes() for name in names)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +17,7 @@ from tests.slurm.worker.stand_in import StandIn, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass
@@ -77,9 +77,9 @@ def bench(tmp_path: Path, tiny_llama: Path) -> Iterator[Bench]:
     bench.end_all()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def resident(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[Bench]:
-    """One worker that stays ready for all tests of a file that only send it requests."""
+    """One worker that stays ready for all tests that do not end it."""
     places = places_at(tmp_path_factory.mktemp("resident") / "home")
     spec = PoolSpec(name="tiny", model=str(tiny_llama))
     bench = Bench(places, StandIn(places, spec), spec)

@@ -8,14 +8,13 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
 from nnsight_hpc.daemon.certificate import load_secret, server_context
-from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
+from nnsight_hpc.wire.errors import ErrorReport, HpcError, NotFound
 from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.http import ERROR
 from nnsight_hpc.wire.messages import (
@@ -32,7 +31,11 @@ from nnsight_hpc.wire.messages import (
     decode,
     encode,
 )
-from nnsight_hpc.wire.places import Places
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nnsight_hpc.wire.places import Places
 
 
 def wait_for(condition, what: str, seconds: float = 30.0) -> Any:
@@ -59,6 +62,7 @@ class StandIn:
         self.refused = 0
         self.orders = Orders()
         self.unknown: set[str] = set()
+        self.forgotten: set[str] = set()
         self.outcome_error: HpcError | None = None
         self._waiting: list[Lease] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -141,7 +145,7 @@ class StandIn:
         if request.headers.get("X-NNsight-Epoch") != str(self.epoch):
             return _error(ErrorReport("Unreachable", "another epoch"), 421)
         try:
-            if request.query.get("replica") in self.unknown:
+            if request.query.get("replica") in self.unknown | self.forgotten:
                 raise NotFound("no such replica")
             answer = await handler(request)
         except HpcError as error:
@@ -153,6 +157,7 @@ class StandIn:
         self.hellos.append(hello)
         if hello.replica in self.unknown:
             raise NotFound("no such replica")
+        self.forgotten.discard(hello.replica)
         return WorkerWelcome(
             pool=self.spec,
             requests_folder=str(self.places.requests),

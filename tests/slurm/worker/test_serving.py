@@ -11,7 +11,7 @@ from nnsight_hpc.execution.values import unpack_values
 from nnsight_hpc.wire.errors import Conflict
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import Orders
-from tests.slurm.worker.graphs import IDS, capture_frame, operation_frame
+from tests.slurm.worker.graphs import IDS, capture_frame, dump_frame, operation_frame
 from tests.slurm.worker.stand_in import wait_for
 
 
@@ -29,14 +29,14 @@ def hidden(tiny_llama) -> torch.Tensor:
 def test_a_worker_says_who_it_is_and_what_it_holds(resident, tiny_llama):
     """It registers under its id, reports the bytes of the weights while it loads, and its model once it is ready."""
     daemon = resident.daemon
-    assert ["w1"] == [hello.replica for hello in daemon.hellos]
+    assert {"w1"} == {hello.replica for hello in daemon.hellos}
     assert daemon.hellos[0].pid == resident.processes[0].pid
     ready = next(report for report in daemon.reports if report.state == "READY")
     assert str(tiny_llama) == ready.model.id
-    assert 32 == len(ready.model.fingerprint)
+    assert len(ready.model.fingerprint) == 32
     assert ready.loaded == ready.total == sum(f.stat().st_size for f in tiny_llama.glob("*.safetensors"))
     states = [report.state for report in daemon.reports]
-    assert "LOADING" == states[0]
+    assert states[0] == "LOADING"
 
 
 def test_a_result_equals_a_plain_hook(resident, hidden):
@@ -78,8 +78,8 @@ def test_what_is_wrong_with_a_request_is_its_own_error(resident, hidden, frame, 
 def test_an_unknown_kind_and_missing_bytes_are_errors(resident):
     """A kind that the worker does not know, and a request file that is gone, fail the request and nothing else."""
     unknown, gone = resident.daemon.submit(capture_frame(), kind="train"), resident.daemon.submit(None)
-    assert "InvalidInput" == resident.daemon.outcome(unknown).error.kind
-    assert "NotFound" == resident.daemon.outcome(gone).error.kind
+    assert resident.daemon.outcome(unknown).error.kind == "InvalidInput"
+    assert resident.daemon.outcome(gone).error.kind == "NotFound"
 
 
 def test_a_result_that_cannot_be_written_is_an_error(resident, tmp_path):
@@ -88,6 +88,21 @@ def test_a_result_that_cannot_be_written_is_an_error(resident, tmp_path):
     error = resident.daemon.outcome(request).error
     assert "could not be written" in error.what
     assert str(tmp_path / "missing" / "result") == error.where
+
+
+def test_a_dump_reports_how_far_it_is(resident):
+    """While a dump runs its progress arrives about every second; its result is a summary."""
+    documents = ["the capital of the city is paris " * 20] * 400
+    request = resident.daemon.submit(dump_frame(documents, ("model.layers.*.output",), name="progress"), kind="dump")
+    outcome = resident.daemon.outcome(request, 60)
+    assert outcome.error is None
+    summary = unpack_values(resident.daemon.result(request))
+    assert summary["tokens"] == 400 * 140
+    assert summary["padding"] == 0
+    progress = resident.daemon.progress[request]
+    assert progress[-1].tokens_total == 400 * 140
+    assert len(progress) >= outcome.seconds / 2 - 1
+    assert (resident.places.datasets / "progress.zarr" / "manifest.jsonl").exists()
 
 
 def test_a_running_request_is_cancelled_at_a_module(resident):

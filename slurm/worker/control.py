@@ -1,0 +1,134 @@
+"""What the threads of a worker share: its state, and what it has been told to give up."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from nnsight_hpc.wire.messages import DumpProgress, ModelIdentity, WorkerReport
+from nnsight_hpc.wire.states import ReplicaState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nnsight_hpc.wire.errors import HpcError
+
+
+class Control:
+    """The state of one worker, safe to use from any thread.
+
+    `draining`, `terminating` and `changed` may be waited for: nothing new is to be taken; what runs is to be given
+    up too; the heartbeat has something to say. `failure` is why the worker cannot go on, if it cannot.
+    """
+
+    def __init__(self, replica: str, *, ends: float | None = None) -> None:
+        self.replica = replica
+        self.draining, self.terminating, self.changed = threading.Event(), threading.Event(), threading.Event()
+        self.failure: HpcError | None = None
+        self._lock = threading.Lock()
+        self._ends = ends
+        self._state = ReplicaState.LOADING
+        self._loaded = self._total = 0
+        self._model: ModelIdentity | None = None
+        self._running = ""
+        self._progress: DumpProgress | None = None
+        self._is_dumping = False
+        self._cancelled: set[str] = set()
+        self._on_drain: list[Callable[[], None]] = []
+
+    def loading(self, loaded: int, total: int) -> None:
+        """Note how many bytes of weights have been read, of how many."""
+        self._loaded, self._total = loaded, total
+
+    def ready(self, model: ModelIdentity | None = None) -> None:
+        """The worker waits for a request, with its model (given once) loaded."""
+        with self._lock:
+            self._model = model or self._model
+            self._running, self._progress, self._is_dumping = "", None, False
+        self._become(ReplicaState.READY)
+
+    def busy(self, request: str) -> None:
+        with self._lock:
+            self._running = request
+        self._become(ReplicaState.BUSY)
+
+    def drain(self) -> None:
+        """Take nothing new; a request that runs is finished."""
+        if not self.draining.is_set():
+            self.draining.set()
+            self._become(ReplicaState.DRAINING)
+            for call in self._on_drain:
+                call()
+
+    def terminate(self) -> None:
+        """Take nothing new, and give up what runs at its next module boundary."""
+        self.terminating.set()
+        self.drain()
+
+    def fail(self, error: HpcError) -> None:
+        """End the worker because of `error`; the first one counts."""
+        self.failure = self.failure or error
+        self.drain()
+
+    def on_drain(self, call: Callable[[], None]) -> None:
+        """Have `call` interrupt something when draining begins (at once, when it has begun)."""
+        self._on_drain.append(call)
+        if self.draining.is_set():
+            call()
+
+    def cancel(self, requests: tuple[str, ...]) -> None:
+        with self._lock:
+            self._cancelled.update(requests)
+
+    def is_cancelled(self, request: str) -> bool:
+        """Whether the request is to stop at its next boundary."""
+        return request in self._cancelled or self.terminating.is_set()
+
+    def was_cancelled(self, request: str) -> bool:
+        """Whether somebody cancelled the request itself, and not the worker."""
+        return request in self._cancelled
+
+    def finished(self, request: str) -> None:
+        """Forget what was ordered about a request whose outcome has been delivered."""
+        with self._lock:
+            self._cancelled.discard(request)
+
+    def progress(self, progress: DumpProgress) -> None:
+        with self._lock:
+            self._progress = progress
+            first, self._is_dumping = not self._is_dumping, True
+        if first:
+            self.changed.set()
+
+    def progress_to_report(self) -> tuple[str, DumpProgress] | None:
+        """The running dump and how far it is, once for each change."""
+        with self._lock:
+            progress, self._progress = self._progress, None
+            return None if progress is None else (self._running, progress)
+
+    def report(self) -> WorkerReport:
+        with self._lock:
+            return WorkerReport(
+                replica=self.replica,
+                state=self._state,
+                loaded=self._loaded,
+                total=self._total,
+                model=self._model,
+                running=(self._running,) if self._running else (),
+                ends=self._ends,
+            )
+
+    @property
+    def idle(self) -> bool:
+        return self._state is ReplicaState.READY
+
+    @property
+    def is_dumping(self) -> bool:
+        return self._is_dumping
+
+    def _become(self, state: ReplicaState) -> None:
+        with self._lock:
+            if self._state is ReplicaState.DRAINING:
+                return
+            self._state = state
+            self.changed.set()

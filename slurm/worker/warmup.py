@@ -1,0 +1,40 @@
+"""Where the weights go, and one real forward before a worker says that it is ready.
+
+A model that cannot run is found out here, and not by a user.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nnsight_hpc.wire.errors import ReplicaFailed
+
+if TYPE_CHECKING:
+    from nnsight_hpc.models import Loaded
+
+_TOKENS = 4
+
+
+def placement() -> dict[str, Any]:
+    """The ``from_pretrained`` arguments that put the weights on the GPUs that Slurm gave us; none: on the CPU.
+
+    Several GPUs of one process hold consecutive layers each (accelerate's ``device_map="auto"``).
+    """
+    gpus = torch.cuda.device_count()
+    return {"device_map": "auto" if gpus > 1 else "cuda"} if gpus else {}
+
+
+def first_forward(loaded: Loaded) -> None:
+    """Run the model on a few tokens; raises `ReplicaFailed` with the model's own words when it cannot."""
+    device = next((parameter.device for parameter in loaded.module.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            loaded.module(input_ids=torch.zeros((1, _TOKENS), dtype=torch.long, device=device))
+    except Exception as error:
+        raise ReplicaFailed(
+            "the model was loaded, but its first forward failed",
+            where=loaded.identity.id,
+            why=f"{type(error).__name__}: {error}",
+        ) from error

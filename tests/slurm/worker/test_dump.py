@@ -1,0 +1,277 @@
+"""Dumps: what is written equals plain PyTorch hooks, in every dtype, and a dump that was cut goes on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from nnsight_hpc.models import load
+from nnsight_hpc.slurm.worker import dump as dump_module
+from nnsight_hpc.slurm.worker.corpus import tokenizer_hash
+from nnsight_hpc.slurm.worker.dump import dump
+from nnsight_hpc.storage import ActivationDataset, read_attributes, read_manifest
+from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput, NotFound, RequestCancelled
+from nnsight_hpc.wire.frames import pack
+from nnsight_hpc.wire.messages import DumpSpec, encode
+from tests.models_for_tests import WORDS, save_tiny_llama
+from tests.slurm.worker.graphs import dump_frame
+from tests.slurm.worker.stand_in import wait_for
+
+LAYERS = ("model.layers.*.output",)
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""float32 values of a document in a batch of another shape than its own: matrix products add in another order."""
+
+
+def texts(count: int, lengths: tuple[int, int], seed: int = 0) -> list[str]:
+    source = random.Random(seed)
+    return [" ".join(source.choices(WORDS, k=source.randint(*lengths))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llama):
+    return load(str(tiny_llama))
+
+
+def run(frame, loaded, folder, *, cancelled=lambda: False, progress=lambda _: None):
+    return dump(frame, loaded, folder, cancelled=cancelled, progress=progress)
+
+
+def hooked(loaded, text: str, context: int = 1024) -> list[torch.Tensor]:
+    """What plain hooks on the layers see of a document run alone: one ``[tokens, width]`` a layer."""
+    seen: list[torch.Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda _m, _a, output: seen.append(output[0]))
+        for layer in loaded.module.model.layers
+    ]
+    with torch.no_grad():
+        loaded.module(**loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=context))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def digests(folder) -> dict[str, str]:
+    """SHA-256 of every file with arrays in it."""
+    files = [f for f in folder.rglob("*") if f.is_file() and "manifest" not in f.name and f != folder / "zarr.json"]
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_values_equal_hooks_on_each_document_alone(loaded, tmp_path):
+    """Every row of every layer is what a plain hook sees when the document is run alone, within float32 tolerance."""
+    documents = texts(60, (1, 40))
+    summary = run(dump_frame(documents, LAYERS, batch_tokens=128), loaded, tmp_path)
+    dataset = ActivationDataset(tmp_path / "set.zarr")
+    assert 60 == summary["documents"] == dataset.documents
+    assert 0 < summary["padding"] < 0.1
+    for index, text in enumerate(documents):
+        document = dataset.document(index)
+        assert f"doc-{index}" == document.id
+        assert loaded.tokenizer(text)["input_ids"] == document.input_ids.tolist()
+        for layer, expected in enumerate(hooked(loaded, text)):
+            np.testing.assert_allclose(document[f"model.layers.{layer}.output"], expected.numpy(), **CLOSE)
+
+
+def test_values_are_bit_equal_in_batches_of_the_same_shape(loaded, tmp_path):
+    """When each document is a batch of its own, the rows are bit for bit those of the hooks."""
+    documents = texts(20, (1, 40))
+    run(dump_frame(documents, LAYERS, batch_tokens=1), loaded, tmp_path)
+    dataset = ActivationDataset(tmp_path / "set.zarr")
+    for index, text in enumerate(documents):
+        for layer, expected in enumerate(hooked(loaded, text)):
+            assert np.array_equal(expected.numpy(), dataset.document(index)[f"model.layers.{layer}.output"])
+
+
+def test_bfloat16_is_stored_exactly(tmp_path):
+    """The rows of a bfloat16 model are its bits, without a detour over another type."""
+    loaded = load(str(save_tiny_llama(tmp_path / "model", dtype="bfloat16")))
+    documents = texts(10, (2, 30))
+    run(dump_frame(documents, LAYERS, batch_tokens=1), loaded, tmp_path)
+    dataset = ActivationDataset(tmp_path / "set.zarr")
+    assert {"bfloat16"} == {capture.dtype for capture in dataset.captures.values()}
+    for index, text in enumerate(documents):
+        for layer, expected in enumerate(hooked(loaded, text)):
+            rows = dataset.document(index)[f"model.layers.{layer}.output"]
+            assert np.array_equal(expected.view(torch.uint16).numpy(), rows.view(np.uint16))
+
+
+def test_overflow_of_float16_is_counted(loaded, tmp_path):
+    """Values beyond float16 are stored as infinite and counted by capture in the summary; others are just rounded."""
+    weight = loaded.module.model.layers[2].mlp.down_proj.weight
+    before = weight.clone()
+    try:
+        weight.mul_(1e6)
+        documents = texts(5, (3, 9))
+        summary = run(dump_frame(documents, LAYERS, dtype="float16"), loaded, tmp_path)
+        expected = sum(int((hooked(loaded, text)[2].abs() > 65519).sum()) for text in documents)
+    finally:
+        weight.copy_(before)
+    assert expected > 0
+    assert {"model.layers.2.output": expected} == summary["overflows"]
+    rows = ActivationDataset(tmp_path / "set.zarr")["model.layers.2.output"][:]
+    assert np.float16 == rows.dtype
+    assert expected == np.isinf(rows).sum()
+
+
+def test_of_a_tuple_the_first_element_is_kept(loaded, tmp_path):
+    """An attention module returns a tuple, of which the first element is its output, as wide as the model."""
+    run(dump_frame(["one two three"], ("model.layers.1.self_attn.output",)), loaded, tmp_path)
+    attention = ActivationDataset(tmp_path / "set.zarr")["model.layers.1.self_attn.output"]
+    seen = []
+    handle = loaded.module.model.layers[1].self_attn.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    loaded.module(**loaded.tokenizer("one two three", return_tensors="pt"))
+    handle.remove()
+    assert np.array_equal(seen[0][0][0].numpy(), attention[:])
+
+
+def test_context_cuts_documents(loaded, tmp_path):
+    """Of a document only the first `context` tokens are kept, and empty documents have no rows."""
+    run(dump_frame(["one two three four", "", "five"], LAYERS, context=2), loaded, tmp_path)
+    dataset = ActivationDataset(tmp_path / "set.zarr")
+    assert [len(dataset.document(index)) for index in range(3)] == [2, 0, 1]
+    assert dataset.tokens.position[:].tolist() == [0, 1, 0]
+
+
+def test_the_dataset_says_where_it_comes_from(loaded, tmp_path):
+    """Model, fingerprint, tokenizer, graph, corpus, versions and command are in the attributes."""
+    frame = dump_frame(["one two"], LAYERS, command="nnsight-hpc dump …")
+    run(frame, loaded, tmp_path)
+    attributes = read_attributes(tmp_path / "set.zarr")
+    provenance = attributes.provenance
+    assert attributes.complete
+    assert loaded.identity.id == provenance.model
+    assert loaded.identity.fingerprint == provenance.fingerprint
+    assert tokenizer_hash(loaded.tokenizer) == provenance.tokenizer_hash
+    assert "model.layers.0" in provenance.graph
+    assert provenance.corpus_fingerprint.startswith("sha256:")
+    assert torch.__version__ == provenance.software["torch"]
+    assert provenance.command == "nnsight-hpc dump …"
+
+
+def test_the_tokenizer_hash_does_not_depend_on_what_it_did(loaded):
+    """Truncation left set by an earlier call is not part of a tokenizer's hash."""
+    before = tokenizer_hash(loaded.tokenizer)
+    loaded.tokenizer(["one"], truncation=True, max_length=7)
+    assert before == tokenizer_hash(loaded.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "said"),
+    [
+        (lambda: dump_frame([], LAYERS), InvalidInput, "no documents"),
+        (lambda: dump_frame(["", ""], LAYERS), InvalidInput, "no tokens"),
+        (lambda: dump_frame(["one"], ("model.layrs.*.output",)), NotFound, "model.layrs"),
+        (lambda: dump_frame(["one"], ("model.output",)), InvalidInput, "not a tensor"),
+        (lambda: dump_frame(["one"], LAYERS, dtype="int7"), InvalidInput, "int7"),
+        (lambda: dump_frame(["one"], LAYERS, format="hdf5"), InvalidInput, "hdf5"),
+        (lambda: dump_frame(["one"], LAYERS, batch_tokens=0), InvalidInput, "batch_tokens"),
+        (lambda: dump_frame(["one"], LAYERS, context=0), InvalidInput, "context"),
+        (lambda: pack(encode(DumpSpec(name="set", captures=LAYERS)), b'{"id": "a"}'), InvalidInput, "text"),
+        (lambda: pack(encode(DumpSpec(name="set", captures=LAYERS)), b"\xff\xfe"), InvalidInput, "corpus"),
+    ],
+)
+def test_what_cannot_be_dumped_is_refused(loaded, tmp_path, frame, error, said):
+    """A request that cannot be carried out is refused with the reason, and leaves no complete dataset."""
+    with pytest.raises(error, match=said):
+        run(frame(), loaded, tmp_path)
+    assert not (tmp_path / "set.zarr").exists() or not read_attributes(tmp_path / "set.zarr").complete
+
+
+def test_a_model_without_a_tokenizer_is_refused(loaded, tmp_path):
+    """A dump begins with text, so there must be a tokenizer."""
+    bare = type(loaded)(loaded.module, None, loaded.identity)
+    with pytest.raises(InvalidInput, match="no tokenizer"):
+        run(dump_frame(["one"], LAYERS), bare, tmp_path)
+
+
+def test_another_dataset_of_the_name_is_left_alone(loaded, tmp_path):
+    """A dump over a dataset of another corpus is refused, and changes no byte of it."""
+    run(dump_frame(["one two three"], LAYERS), loaded, tmp_path)
+    before = digests(tmp_path / "set.zarr")
+    with pytest.raises(Conflict, match="corpus_fingerprint"):
+        run(dump_frame(["four five six"], LAYERS), loaded, tmp_path)
+    assert before == digests(tmp_path / "set.zarr")
+
+
+def test_a_dump_leased_again_after_it_was_complete_is_done(loaded, tmp_path):
+    """When only the outcome was lost, the second run finds the work done and touches nothing."""
+    frame = dump_frame(texts(5, (3, 9)), LAYERS)
+    first = run(frame, loaded, tmp_path)
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "set.zarr").rglob("*")}
+    second = run(frame, loaded, tmp_path)
+    assert first["tokens"] == second["tokens"]
+    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "set.zarr").rglob("*")}
+
+
+def test_a_cancelled_dump_stops_and_is_not_complete(loaded, tmp_path):
+    """Cancelling between modules leaves a dataset that says it is incomplete and has no loose files."""
+    asked = iter(range(20))
+    with pytest.raises(RequestCancelled):
+        run(dump_frame(texts(50, (3, 40)), LAYERS), loaded, tmp_path, cancelled=lambda: next(asked, None) is None)
+    assert not read_attributes(tmp_path / "set.zarr").complete
+    assert list((tmp_path / "set.zarr").rglob("*.partial")) == []
+
+
+def test_slices_share_documents_at_their_borders(loaded, tmp_path, monkeypatch):
+    """With many slices, most borders cut a document, and still every row is right and written once."""
+    monkeypatch.setattr(dump_module, "SLICE_ROWS", 256)
+    documents = texts(60, (5, 60))
+    reports = []
+    run(dump_frame(documents, LAYERS), loaded, tmp_path, progress=reports.append)
+    attributes = read_attributes(tmp_path / "set.zarr")
+    assert attributes.slices > 5
+    dataset = ActivationDataset(tmp_path / "set.zarr")
+    for index, text in enumerate(documents):
+        np.testing.assert_allclose(
+            dataset.document(index)["model.layers.2.output"], hooked(loaded, text)[2].numpy(), **CLOSE
+        )
+    last = reports[-1]
+    assert (last.documents, last.documents_total) == (60, 60)
+    assert last.tokens == last.tokens_total == attributes.rows
+    assert last.bytes == last.bytes_total == attributes.rows * 3 * 32 * 4
+
+
+def test_a_full_disk_is_an_error_and_the_dump_goes_on_later(loaded, tmp_path):
+    """On a full disk the dump fails in words and shows nothing as complete; with space it goes on to the same bytes."""
+    small = tmp_path / "small"
+    small.mkdir()
+    frame = dump_frame(texts(400, (20, 60)), LAYERS)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], check=True)
+    try:
+        with pytest.raises(HpcError, match="the disk is full"):
+            run(frame, loaded, small)
+        assert not read_attributes(small / "set.zarr").complete
+        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        run(frame, loaded, small)
+        run(frame, loaded, tmp_path)
+        assert digests(tmp_path / "set.zarr") == digests(small / "set.zarr")
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_killed_dump_goes_on_to_identical_bytes(bench, tmp_path, loaded):
+    """A worker is killed with SIGKILL during a dump; another process goes on, and the arrays are as if nothing had been."""
+    documents = texts(1500, (40, 90))
+    frame = dump_frame(documents, ("model.layers.0.output",), batch_tokens=8192)
+    worker = bench.ready_worker()
+    request = bench.daemon.submit(frame, kind="dump")
+    path = bench.places.datasets / "set.zarr"
+    wait_for(lambda: any((path / "manifest").glob("slice-*.jsonl")), "the first slice")
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert not read_attributes(path).complete
+    done = {entry.path: entry.time for entry in read_manifest(path)}
+    progress = bench.daemon.progress[request]
+    summary = run(frame, loaded, bench.places.datasets)
+    assert sum(len(text.split()) for text in documents) == summary["tokens"]
+    assert {summary["tokens"]} == {report.tokens_total for report in progress}
+    assert len([entry for entry in read_manifest(path) if entry.slice is not None]) == 2
+    assert done.items() <= {entry.path: entry.time for entry in read_manifest(path)}.items()
+    assert not list(path.rglob("*.partial"))
+    run(frame, loaded, tmp_path / "undisturbed")
+    assert digests(tmp_path / "undisturbed" / "set.zarr") == digests(path)
