@@ -59,15 +59,16 @@ def _show(progress: Progress, status: RequestStatus) -> None:
 def dump_words(dump: DumpProgress) -> str:
     """Documents, tokens a second, bytes and the time left of a dump."""
     rate = dump.tokens / dump.seconds if dump.seconds else 0.0
-    left = f", {duration((dump.tokens_total - dump.tokens) / rate)} left" if rate else ""
+    rest = dump.tokens_total - dump.tokens
+    left = f", {duration(rest / rate)} left" if rate and rest else ""
     return f"{dump.documents}/{dump.documents_total} documents, {rate:.0f} tokens/s, {size(dump.bytes)}{left}"
 
 
 def wait_until_ready(client: HttpClient, pool: PoolStatus, *, known: frozenset[str]) -> PoolStatus:
     """The pool once as many replicas serve as it is to have.
 
-    Raises `ReplicaFailed`, with the end of its log, for one that ended before that; `known` are ids of replicas that had
-    ended before the pool was asked for.
+    Raises `ReplicaFailed`, with the end of its log, for one that ended before that; `known` are ids of replicas whose
+    end is none of that: they had ended, or make way for what was asked for.
     """
     name = pool.spec.name
     with Progress(f"pool {name}") as progress:

@@ -1,5 +1,8 @@
 """The package as users get it: the list of packages, a wheel in a fresh environment, lazy imports."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -52,30 +55,47 @@ def test_light_parts_load_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-@pytest.mark.slow
-def test_wheel_works_in_a_fresh_environment(tmp_path):
-    """A built wheel, installed into a new environment with only its base dependencies, answers."""
-    subprocess.run(["git", "-C", ROOT, "checkout-index", "-a", f"--prefix={tmp_path}/source/"], check=True)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path / "wheels", tmp_path / "source"]
+def _interpreters():
+    """The running interpreter, and newer ones at hand: on the PATH, or beside it as pyenv keeps them."""
+    found = {f"3.{sys.version_info.minor}": sys.executable}
+    for minor in range(11, 16):
+        beside = sorted(Path(sys.base_prefix).parent.glob(f"3.{minor}.*/bin/python"))
+        if program := shutil.which(f"python3.{minor}", path=os.defpath) or next(map(str, beside), None):
+            found.setdefault(f"3.{minor}", program)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of what git has, built from a copy."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(["git", "-C", ROOT, "checkout-index", "-a", f"--prefix={folder}/source/"], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "source"]
     subprocess.run(build, check=True)
-    [wheel] = (tmp_path / "wheels").glob("nnsight_hpc-*.whl")
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    [built] = folder.glob("nnsight_hpc-*.whl")
+    return built
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", _interpreters().values(), ids=_interpreters())
+def test_wheel_works_in_a_fresh_environment(wheel, python, tmp_path):
+    """The wheel, with its base dependencies only, answers and runs a daemon, on every Python at hand."""
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
     program = tmp_path / "venv" / "bin"
     subprocess.run([program / "pip", "install", "-q", "--disable-pip-version-check", wheel], check=True)
-    said = subprocess.run(
-        [program / "nnsight-hpc", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
-    assert said == f"nnsight-hpc {nnsight_hpc.__version__}\n"
-    listed = subprocess.run([program / "pip", "list"], capture_output=True, text=True, check=True).stdout
-    assert "torch" not in listed.split()
-    subprocess.run(
-        [program / "python", "-c", "import nnsight_hpc.client.cli, nnsight_hpc.daemon, nnsight_hpc.storage"],
-        cwd=tmp_path,
-        check=True,
-    )
-    generic = [
-        path.name
-        for name in ("daemon", "client", "storage", "slurm")
-        for path in (tmp_path / "venv").glob(f"lib/*/site-packages/{name}")
-    ]
-    assert generic == []
+    folders = ("NNSIGHT_HPC_HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")
+    environment = {**os.environ, **dict.fromkeys(folders, str(tmp_path))}
+
+    def run(*command):
+        options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+        return subprocess.run([program / command[0], *command[1:]], check=True, **options).stdout
+
+    assert run("nnsight-hpc", "--version") == f"nnsight-hpc {nnsight_hpc.__version__}\n"
+    assert "torch" not in run("pip", "list").split()
+    run("nnsight-hpc", "daemon", "start")
+    status = json.loads(run("nnsight-hpc", "status", "--json"))
+    run("nnsight-hpc", "daemon", "stop")
+    assert status["pools"] == []
+    run("python", "-c", "import nnsight_hpc.storage; nnsight_hpc.storage.ActivationDataset")
+    names = ("daemon", "client", "storage", "slurm")
+    assert [path for name in names for path in (tmp_path / "venv").glob(f"lib/*/site-packages/{name}")] == []

@@ -9,7 +9,7 @@ import torch
 
 from nnsight_hpc.execution.schedule import point_of
 from nnsight_hpc.graph.build import CALL, FORWARD
-from nnsight_hpc.wire.errors import HpcError, InvalidGraph, execution_error
+from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph, execution_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,14 @@ def explained(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ite
         raise
     except Exception as error:  # noqa: BLE001 - whatever a user's operation raises is theirs to see
         name = type(error).__name__
+        bases = [base.__name__ for base in type(error).__mro__]
+        known = next((base for base in bases if execution_error(base) is not ExecutionFailed), name)
         module = f" on module {node.args[0]}" if node.op == CALL else ""
-        raise execution_error(name)(
+        raise execution_error(known)(
             f"{name}: {error}",
             where=str(node.source or f"node {node.id}"),
             why=f"in {node.op}({_described(args, kwargs)}){module}",
-            exception=name,
+            exception=known,
         ) from None
 
 

@@ -6,6 +6,7 @@ outstanding the forward is left: what comes later in the model is not computed.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,13 +63,14 @@ class _After:
         return self.output
 
     def set(self, _kind: str, value: Any) -> None:
+        if value is None:
+            raise TypeError("the output of a module cannot be set to None: to torch that means unchanged")
         self.output = value
 
 
 def run_forward(run: Run, forward: int) -> None:
     """Run the model once for the forward node with that id, and everything that hangs on its points."""
-    points = [point for point in run.schedule.at if point.forward == forward]
-    _Interleaver(run, points).run(forward)
+    _Interleaver(run, run.schedule.forwards[forward]).run(forward)
 
 
 class _Interleaver:
@@ -77,6 +79,7 @@ class _Interleaver:
     def __init__(self, run: Run, points: Sequence[Point]) -> None:
         self._run = run
         self._outstanding = len(points)
+        self._thread = threading.get_ident()
         self._calls: Counter[str] = Counter()
         self._points: dict[str, list[Point]] = defaultdict(list)
         for point in points:
@@ -85,7 +88,7 @@ class _Interleaver:
     def run(self, forward: int) -> None:
         handles: list[RemovableHandle] = []
         node = self._run.nodes[forward]
-        args, kwargs = self._run.arguments(node)
+        args, kwargs = self._run.weights.apart(self._run.arguments(node))
         try:
             for path, points in self._points.items():
                 module = self._run.part(self._run.schedule.at[points[0]][0])
@@ -98,11 +101,11 @@ class _Interleaver:
         finally:
             for handle in handles:
                 handle.remove()
-            self._run.here = None
+            self._run.here = None  # an operation may have failed at a point
 
     def _hooks(self, module: torch.nn.Module, path: str, points: list[Point]) -> Iterable[RemovableHandle]:
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-            if self._run.in_call:
+            if self._elsewhere():
                 return None
             moment = _Before(args, kwargs)
             self._calls[path] += 1
@@ -110,7 +113,7 @@ class _Interleaver:
             return moment.args, moment.kwargs
 
         def after(_: Any, _args: Any, output: Any) -> Any:
-            if self._run.in_call:
+            if self._elsewhere():
                 return None
             moment = _After(output)
             self._fire(moment, [p for p in points if p.kind == "output" and p.call == self._calls[path] - 1])
@@ -118,6 +121,10 @@ class _Interleaver:
 
         yield module.register_forward_pre_hook(before, with_kwargs=True)
         yield module.register_forward_hook(after)
+
+    def _elsewhere(self) -> bool:
+        """Whether a hook fires for what is not this forward: a call that the graph makes, or another thread's forward."""
+        return self._run.in_call or threading.get_ident() != self._thread
 
     def _fire(self, moment: Moment, points: list[Point]) -> None:
         """The model is at `points`: run what waited for them, and leave the forward if nothing else waits."""
@@ -127,6 +134,7 @@ class _Interleaver:
         run.here = moment
         run.release(sorted(node for point in points for node in schedule.at[point]))
         run.run_ready()
+        run.here = None
         for point in points:
             for node in (*schedule.at[point], *schedule.due.get(point, ())):
                 if node not in run.done:

@@ -44,7 +44,7 @@ def function_of(op: str) -> Callable[..., Any]:
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(value: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}() is a method of tensors, and the value is of type {type(value).__name__}")
         return getattr(value, name)(*args, **kwargs)

@@ -10,18 +10,20 @@ import torch
 from nnsight_hpc.execution.failures import explained, never_reached
 from nnsight_hpc.execution.interleave import Moment, run_forward
 from nnsight_hpc.execution.locate import find_module, find_parameter
+from nnsight_hpc.execution.memory import Weights, apart, memory_of
 from nnsight_hpc.execution.resolve import constant, function_of
-from nnsight_hpc.execution.schedule import SETTERS, Schedule, compile_graph, point_of
+from nnsight_hpc.execution.schedule import Schedule, changes_the_model, compile_graph, point_of
 from nnsight_hpc.execution.values import kept
 from nnsight_hpc.graph.build import CALL, FORWARD, PARAMETER, READS, SAVE, SETS
 from nnsight_hpc.graph.nodes import Graph, Node, Ref, TensorRef, map_leaves
+from nnsight_hpc.graph.operations import IN_PLACE
 from nnsight_hpc.graph.validation import validate
 from nnsight_hpc.wire.errors import InvalidGraph, RequestCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-_AT_A_MODULE = (*READS.values(), *SETS.values())
+_AT_A_MODULE = frozenset({*READS.values(), *SETS.values()})
 
 
 def run_graph(
@@ -78,12 +80,15 @@ class Run:
         self._uses = list(schedule.uses)
         self._ready = [node.id for node in self.nodes if not self._waits[node.id] and node.op != FORWARD]
         self._saved: dict[int, Any] = {}
-        self._copy_all = any(getattr(part, "inplace", False) for part in module.modules())
+        self._changes = sum(node.op in IN_PLACE for node in self.nodes)
+        self.weights = Weights(module, self._tensors.values())
         self.values: dict[int, Any] = {}
         self.done: set[int] = set()
         self.here: Moment | None = None
         self.in_call = False
-        self._parts = {node.id: find_module(module, node) for node in self.nodes if node.op in (*_AT_A_MODULE, CALL)}
+        self._parts = {
+            node.id: find_module(module, node) for node in self.nodes if node.op in _AT_A_MODULE or node.op == CALL
+        }
 
     def go(self) -> dict[str, Any]:
         """Run everything; forwards in program order, each after what it needs."""
@@ -92,7 +97,7 @@ class Run:
             if self._waits[forward]:
                 raise never_reached(self.nodes[forward], self.schedule, self.done)
             run_forward(self, forward)
-            self.done.add(forward)
+            self.finish(self.nodes[forward], None)
             self.run_ready()
         for node in self.nodes:
             if node.id not in self.done:
@@ -116,8 +121,9 @@ class Run:
             raise RequestCancelled("the request was cancelled while it ran")
 
     def arguments(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The node's arguments with values in place of references."""
-        return map_leaves(node.args, self._leaf), map_leaves(dict(node.kwargs), self._leaf)
+        """The node's arguments with values in place of references; the forward that a point belongs to is left out."""
+        given = node.args[1:] if node.op in _AT_A_MODULE else node.args
+        return map_leaves(given, self._leaf), map_leaves(dict(node.kwargs), self._leaf)
 
     def finish(self, node: Node, value: Any) -> None:
         """Keep the value of `node` while it is used, drop those that it used last, and release who waits for it."""
@@ -127,6 +133,7 @@ class Run:
             self._uses[ref] -= 1
             if not self._uses[ref]:
                 self.values.pop(ref, None)
+        self._changes -= node.op in IN_PLACE
         self.done.add(node.id)
         self.release(self.schedule.then[node.id])
 
@@ -139,26 +146,28 @@ class Run:
 
     def _run(self, node: Node) -> None:
         self.check_cancelled()
-        if point := point_of(node):
-            self.finish(node, self._at_point(node, point.kind))
-            return
         args, kwargs = self.arguments(node)
         with explained(node, args, kwargs):
             value = self._carry_out(node, args, kwargs)
         self.finish(node, value)
 
-    def _at_point(self, node: Node, kind: str) -> Any:
-        """Read or set what stands at the point that the model is at just now."""
+    def _at_point(self, kind: str, new: tuple[Any, ...]) -> Any:
+        """Read what stands at the point that the model is at just now, or set it to the one thing in `new`."""
         assert self.here is not None, "points are released only while the model is at them"
-        if node.op in SETTERS:
-            self.here.set(kind, map_leaves(node.args[2], self._leaf))
-            return None
-        return self.here.get(kind)
+        if not new:
+            return self.here.get(kind)
+        self.here.set(kind, self.weights.apart(new[0]))
+        return None
 
     def _carry_out(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if point := point_of(node):
+            return self._at_point(point.kind, args[1:])
         if node.op == SAVE:
-            self._saved[node.id] = kept(args[0], copy=self._copy_all or node.id in self.schedule.copies)
+            shared = self._changes or node.id in self.schedule.copies or self.weights.hold(args[0])
+            self._saved[node.id] = kept(args[0], copy=bool(shared))
             return self._saved[node.id]
+        if node.op in IN_PLACE and self.weights.hold(args[0]):
+            raise changes_the_model(node)
         if node.op == PARAMETER:
             return find_parameter(self.module, node)
         if node.op == CALL:
@@ -166,10 +175,14 @@ class Run:
         return function_of(node.op)(*args, **kwargs)
 
     def _call(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module of the model on a value; hooks of the running forward do not see this call."""
+        """Call a module of the model on a value; hooks of the running forward do not see this call.
+
+        The result shares no memory with what went in, so that what is known of memory from the graph holds.
+        """
+        args, kwargs = self.weights.apart((args, kwargs))
         self.in_call = True
         try:
-            return module(*args, **kwargs)
+            return apart(self.weights.apart(module(*args, **kwargs)), memory_of((args, kwargs)))
         finally:
             self.in_call = False
 

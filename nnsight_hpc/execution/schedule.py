@@ -10,6 +10,7 @@ shares with its arguments, a module's point with whatever is set there, everythi
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _KIND = {op: kind for table in (READS, SETS) for kind, op in table.items()}
 SETTERS = frozenset(SETS.values())
+_FACTS = frozenset({"shape", "dtype", "device", "ndim"})
+"""Attributes of a tensor that are no views of it."""
 
 
 class Point(NamedTuple):
@@ -54,9 +57,9 @@ class Schedule:
     due
         For each point, the nodes that must have run before the model goes on: sets, and changes in place.
     forwards
-        The forward nodes in program order.
+        The forward nodes in program order, each with its points.
     copies
-        Saves that must copy, since what they keep is changed in place later.
+        Saves of what the model itself holds: it may write there again, so they copy.
     """
 
     graph: Graph
@@ -65,7 +68,7 @@ class Schedule:
     uses: tuple[int, ...]
     at: dict[Point, tuple[int, ...]]
     due: dict[Point, tuple[int, ...]]
-    forwards: tuple[int, ...]
+    forwards: dict[int, tuple[Point, ...]]
     copies: frozenset[int]
 
 
@@ -81,7 +84,8 @@ def point_of(node: Node) -> Point | None:
 def compile_graph(graph: Graph) -> Schedule:
     """The schedule of a validated graph; raises `InvalidGraph` where a parameter of the model would be changed."""
     memory = _Memory(graph)
-    edges = _edges(graph, memory)
+    due, after = _due(graph, memory)
+    edges = _edges(graph, memory, after)
     then: dict[int, list[int]] = defaultdict(list)
     for later, before in enumerate(edges):
         for earlier in before:
@@ -94,16 +98,19 @@ def compile_graph(graph: Graph) -> Schedule:
     for node in graph.nodes:
         for ref in set(node.refs()):
             uses[ref] += 1
-    last_change = max((node.id for node in graph.nodes if node.op in IN_PLACE), default=-1)
+    forwards: dict[int, list[Point]] = {node.id: [] for node in graph.nodes if node.op == FORWARD}
+    for point in at:
+        forwards[point.forward].append(point)
+    held = {memory(nodes[0]) for nodes in at.values()}
     return Schedule(
         graph=graph,
         waits=tuple(len(before) for before in edges),
         then=tuple(tuple(then[earlier]) for earlier in range(len(graph.nodes))),
         uses=tuple(uses),
         at={point: tuple(nodes) for point, nodes in at.items()},
-        due=_due(graph, memory),
-        forwards=tuple(node.id for node in graph.nodes if node.op == FORWARD),
-        copies=frozenset(n.id for n in graph.nodes if n.op == SAVE and n.id < last_change),
+        due=due,
+        forwards={forward: tuple(points) for forward, points in forwards.items()},
+        copies=frozenset(n.id for n in graph.nodes if n.op == SAVE and memory(n.args[0].id) in held),
     )
 
 
@@ -129,7 +136,7 @@ class _Memory:
 
     def _shares_with(self, node: Node) -> Iterable[int]:
         if node.op in VIEWS:
-            return node.refs()
+            return () if node.op == "attribute" and node.args[1] in _FACTS else node.refs()
         if node.op in SETTERS:
             return _refs(node.args[2])
         return _refs(node.args[0]) if node.op in IN_PLACE else ()
@@ -148,8 +155,11 @@ def _changed(node: Node) -> int | None:
     return refs[0] if refs else None
 
 
-def _edges(graph: Graph, memory: _Memory) -> list[set[int]]:
-    """For each node the nodes that must run before it: what it uses, and the order of reads and writes of one memory."""
+def _edges(graph: Graph, memory: _Memory, after: dict[int, set[int]]) -> list[set[int]]:
+    """For each node the nodes that must run before it: what it uses, and the order of reads and writes of one memory.
+
+    `after` has the forwards that a change must not disturb.
+    """
     edges: list[set[int]] = []
     readers: dict[int, list[int]] = defaultdict(list)  # of each memory, since its last write
     writer: dict[int, int] = {}
@@ -168,26 +178,54 @@ def _edges(graph: Graph, memory: _Memory) -> list[set[int]]:
             else:
                 readers[block].append(node.id)
         before.discard(node.id)
-        edges.append(before)
+        edges.append(before | after.get(node.id, set()))
     return edges
 
 
-def _due(graph: Graph, memory: _Memory) -> dict[Point, tuple[int, ...]]:
-    points: dict[int, list[Point]] = defaultdict(list)
+def _due(graph: Graph, memory: _Memory) -> tuple[dict[Point, tuple[int, ...]], dict[int, set[int]]]:
+    """What must have run before the model goes on from each point, and, for changes, the forwards that must be over first.
+
+    A change that a later trace makes to a value of an earlier one comes after the earlier forward, as it does in the program.
+    """
+    points: dict[int, dict[Point, None]] = defaultdict(dict)
+    passed: dict[int, set[int]] = {}  # of each memory the last forward that the program is past
     due: dict[Point, list[int]] = defaultdict(list)
+    after: dict[int, set[int]] = {}
+    over = _over(graph)
     parameters = {memory(node.id) for node in graph.nodes if node.op == PARAMETER}
     for node in graph.nodes:
         if point := point_of(node):
-            points[memory(node.id)].append(point)
+            points[memory(node.id)][point] = None
             if node.op in SETTERS:
                 due[point].append(node.id)
         if (target := _changed(node)) is not None:
             if memory(target) in parameters:
-                raise InvalidGraph(
-                    f"node {node.id} ({node.op}) would change a parameter of the model",
-                    where=str(node.source or ""),
-                    next="clone() the parameter, and change the copy",
-                )
-            for point in dict.fromkeys(points[memory(target)]):
+                raise changes_the_model(node)
+            block = memory(target)
+            for point in [p for p in points[block] if over[p.forward] <= node.id]:
+                del points[block][point]
+                passed[block] = {max({point.forward} | passed.get(block, set()))}
+            for point in points[block]:
                 due[point].append(node.id)
-    return {point: tuple(nodes) for point, nodes in due.items()}
+            after[node.id] = passed.get(block, set())
+    return {point: tuple(nodes) for point, nodes in due.items()}, after
+
+
+def _over(graph: Graph) -> dict[int, int]:
+    """For each forward the node from which on the program is past it: the first forward after all of its points."""
+    last = {node.id: node.id for node in graph.nodes if node.op == FORWARD}
+    starts = sorted(last)
+    for node in graph.nodes:
+        if point := point_of(node):
+            last[point.forward] = node.id
+    ends = [*starts, len(graph.nodes)]
+    return {forward: ends[bisect_right(starts, node)] for forward, node in last.items()}
+
+
+def changes_the_model(node: Node) -> InvalidGraph:
+    """The refusal of a change in place of what all who use the model share."""
+    return InvalidGraph(
+        f"node {node.id} ({node.op}) would change a parameter of the model",
+        where=str(node.source or ""),
+        next="clone() the parameter, and change the copy",
+    )

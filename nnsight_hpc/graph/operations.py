@@ -39,14 +39,14 @@ _BOTH = _names("""
 _TORCH_ONLY = _names("""
     arange atleast_1d atleast_2d atleast_3d block_diag broadcast_tensors bucketize cartesian_prod cat cdist celu chain_matmul
     column_stack combinations complex concat concatenate conv1d conv2d conv3d cosine_similarity cumulative_trapezoid
-    dstack einsum empty_like eye full full_like gradient hstack imag isin layer_norm linspace logspace meshgrid nanmean
-    ones ones_like pairwise_distance polar prelu real rms_norm row_stack searchsorted selu stack std_mean svd_lowrank
+    dstack einsum eye full full_like gradient hstack imag isin layer_norm linspace logspace meshgrid nanmean
+    ones ones_like pairwise_distance polar prelu real rms_norm row_stack searchsorted selu stack std_mean
     tensordot trapezoid tril_indices triu_indices vander var_mean vstack zeros zeros_like is_complex is_floating_point
     view_as_complex view_as_real
 """)
 
 _METHODS_ONLY = _names("""
-    bfloat16 bool byte char contiguous cpu cuda dim double expand expand_as float half int item long ndimension new_empty
+    bfloat16 bool byte char contiguous cpu cuda dim double expand expand_as float half int item long ndimension
     new_full new_ones new_tensor new_zeros nelement repeat reshape_as short size stride sum_to_size to tolist type_as
     unfold view view_as is_complex is_floating_point is_contiguous element_size
 """)
@@ -63,7 +63,7 @@ _FUNCTIONAL = _names("""
     adaptive_avg_pool1d adaptive_max_pool1d avg_pool1d avg_pool2d batch_norm binary_cross_entropy
     binary_cross_entropy_with_logits celu conv1d conv2d cosine_embedding_loss cosine_similarity cross_entropy elu embedding
     gaussian_nll_loss gelu glu group_norm hardshrink hardsigmoid hardswish hardtanh hinge_embedding_loss huber_loss
-    instance_norm kl_div l1_loss layer_norm leaky_relu linear local_response_norm log_softmax logsigmoid
+    kl_div l1_loss layer_norm leaky_relu linear local_response_norm log_softmax logsigmoid
     margin_ranking_loss max_pool1d max_pool2d mish mse_loss multi_margin_loss multilabel_margin_loss nll_loss normalize
     one_hot pad pairwise_distance poisson_nll_loss prelu relu relu6 rms_norm scaled_dot_product_attention selu sigmoid silu
     smooth_l1_loss soft_margin_loss softmax softmin softplus softshrink softsign tanh tanhshrink threshold
@@ -96,8 +96,33 @@ FIELDS = _names(
 )
 """Fields of the named tuples that torch's functions return (``x.topk(5).indices``)."""
 
-DENIED_KEYWORDS = _names("out generator inplace pin_memory layout names")
-"""Keywords that write elsewhere than into the result, or carry what a graph cannot hold."""
+DENIED_KEYWORDS = _names("out generator inplace pin_memory layout names training max_norm dropout_p _stacklevel")
+"""Keywords that write elsewhere than into the result, draw random numbers, or carry what a graph cannot hold."""
+
+MOST_POSITIONAL = {
+    "torch.norm": 4,
+    "torch.tensordot": 3,
+    "torch.nn.functional.batch_norm": 5,
+    "torch.nn.functional.celu": 2,
+    "torch.nn.functional.elu": 2,
+    "torch.nn.functional.embedding": 3,
+    "torch.nn.functional.hardsigmoid": 1,
+    "torch.nn.functional.hardswish": 1,
+    "torch.nn.functional.hardtanh": 3,
+    "torch.nn.functional.leaky_relu": 2,
+    "torch.nn.functional.log_softmax": 2,
+    "torch.nn.functional.mish": 1,
+    "torch.nn.functional.normalize": 4,
+    "torch.nn.functional.relu": 1,
+    "torch.nn.functional.scaled_dot_product_attention": 4,
+    "torch.nn.functional.relu6": 1,
+    "torch.nn.functional.selu": 1,
+    "torch.nn.functional.silu": 1,
+    "torch.nn.functional.softmax": 2,
+    "torch.nn.functional.softmin": 2,
+    "torch.nn.functional.threshold": 3,
+}
+"""How many positional arguments stand before the first denied keyword, for functions that take it by position, too."""
 
 DTYPES = _names("""
     bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64 complex128 half float double short int long
@@ -134,10 +159,16 @@ _VIEWS = _names("""
 """)
 VIEWS: frozenset[str] = frozenset(f"{prefix}.{name}" for prefix in ("torch", "Tensor") for name in _VIEWS) | {
     "operator.getitem",
+    "operator.pos",
     "attribute",
     "einops.rearrange",
+    "einops.reduce",
+    "einops.repeat",
+    "torch.cartesian_prod",
+    "torch.chain_matmul",
+    "torch.einsum",
+    "torch.linalg.diagonal",
     "torch.meshgrid",
-    CALL,
 }
 """Operations whose result may share memory with an argument (``to`` and ``contiguous`` may return it unchanged)."""
 
@@ -150,6 +181,8 @@ _WHY_DENIED: tuple[tuple[str, frozenset[str]], ...] = (
         from_dlpack to_dlpack set_ as_strided share_memory_ resize_ resize_as_ record_stream
     """),
     ),
+    ("shows memory that may hold somebody else's values", _names("empty empty_like empty_strided new_empty")),
+    ("writes into its arguments", _names("instance_norm")),
     (
         "calls a Python function",
         _names("""
@@ -167,7 +200,7 @@ _WHY_DENIED: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "draws random numbers without an explicit seed",
         _names("""
-        rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal poisson dropout
+        rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal poisson dropout svd_lowrank
         alpha_dropout feature_dropout uniform_ normal_ random_ bernoulli_ exponential_ geometric_ log_normal_ cauchy_
         gumbel_softmax rrelu
     """),

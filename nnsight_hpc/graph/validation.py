@@ -17,7 +17,7 @@ from nnsight_hpc.graph.nodes import Device, DType, Ref, TensorRef, leaves
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from nnsight_hpc.graph.nodes import Graph, Node
 
@@ -70,11 +70,29 @@ def _node_problems(node: Node, index: int, ops: dict[int, str]) -> Iterator[str]
     for leaf in leaves((node.args, dict(node.kwargs))):
         yield from _leaf_problems(leaf, index)
     yield from (f"has a keyword {key!r} that is no plain name" for key in node.kwargs if not _plain(key))
-    yield from (
-        f"has a keyword {key!r} that is not allowed" for key in node.kwargs if key in operations.DENIED_KEYWORDS
-    )
+    if any(ops.get(ref) == FORWARD for ref in _used(node)):
+        yield "uses a forward pass as a value; only points of the model refer to one"
+    if node.op not in operations.PROTOCOL:
+        yield from _writes_elsewhere(node)
     if check := _PROTOCOL.get(node.op):
         yield from check(node, ops)
+
+
+def _used(node: Node) -> Iterable[int]:
+    """The nodes whose values `node` uses; the forward that a point belongs to is none of them."""
+    refs = list(node.refs())
+    return refs[1:] if node.op in _POINTS else refs
+
+
+def _writes_elsewhere(node: Node) -> Iterator[str]:
+    """Arguments by which an operation would write into anything but its result, or the value that it is known to change."""
+    denied = operations.DENIED_KEYWORDS
+    yield from (f"has a keyword {key!r} that is not allowed" for key in node.kwargs if key in denied)
+    most = operations.MOST_POSITIONAL.get(node.op, len(node.args))
+    if len(node.args) > most:
+        yield f"has {len(node.args)} positional arguments; only {most} are allowed: the next may write in place"
+    if node.op in operations.IN_PLACE and not (node.args and isinstance(node.args[0], Ref)):
+        yield "changes a constant in place; only values of nodes can be changed"
 
 
 def _leaf_problems(leaf: object, index: int) -> Iterator[str]:
@@ -135,8 +153,9 @@ def _setitem(node: Node, _ops: dict[int, str]) -> Iterator[str]:
         yield "does not have the arguments (node, index, value)"
 
 
+_POINTS = frozenset({*READS.values(), *SETS.values()})
 _PROTOCOL: dict[str, Callable[[Node, dict[int, str]], Iterator[str]]] = {
-    **dict.fromkeys((*READS.values(), *SETS.values()), _at_point),
+    **dict.fromkeys(_POINTS, _at_point),
     PARAMETER: _parameter,
     CALL: _call,
     SAVE: _save,

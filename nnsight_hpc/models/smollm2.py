@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -105,6 +106,7 @@ def main() -> int:
     )
     parser.add_argument("--to", type=Path, default=None, metavar="FOLDER", help="default: the user's cache folder")
     folder = parser.parse_args().to or default_folder()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is unfinished is removed
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' own bars would run through ours
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415

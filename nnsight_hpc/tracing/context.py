@@ -91,6 +91,11 @@ class Trace(_Request):
         self._args, self._kwargs = args, kwargs
         self.values: dict[tuple[str, str], Any] = {}
 
+    @property
+    def graph(self) -> Graph:
+        """The recorded graph, once the block is over; of a trace in a session, the session's."""
+        return super().graph if self._session is None else self._session.graph
+
     def __enter__(self) -> Self:
         if _trace.get() is not None:
             raise InvalidInput(

@@ -60,10 +60,11 @@ class Envoy:
         super().__setattr__(name, value)
 
     def get(self, path: str) -> Envoy:
-        """The module at a path below this one: ``model.get("layers.3.mlp")``."""
+        """The module at a path below this one, also one that is named like a point: ``model.get("layers.3.mlp")``."""
         envoy = self
         for part in path.split("."):
-            envoy = getattr(envoy, part)
+            child = envoy._module._modules.get(part)  # noqa: SLF001 - torch's own table of children
+            envoy = getattr(envoy, part) if child is None else envoy._child(part, child)
         return envoy
 
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
@@ -116,9 +117,9 @@ class Envoy:
 
     def _set(self, kind: str, value: Any) -> None:
         trace = self._trace()
-        if trace.values.get((self._path, kind)) is not value:  # `m.output *= 2` assigns what it changed already
+        if (
+            value is None or trace.values.get((self._path, kind)) is not value
+        ):  # `m.output *= 2` assigns what it changed already
             trace.recorder.record(SETS[kind], trace.forward, self._path, value)
-            trace.values[self._path, kind] = value
-        other = {"input": "inputs", "inputs": "input"}.get(kind)
-        if other:
-            trace.values.pop((self._path, other), None)
+            for stale in ("output",) if kind == "output" else ("input", "inputs"):
+                trace.values.pop((self._path, stale), None)

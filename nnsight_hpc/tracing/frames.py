@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import linecache
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnsight_hpc.graph.nodes import Source
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+T = TypeVar("T")
+_CONTAINERS = frozenset({list, tuple, dict})
 _OURS = ("nnsight_hpc.tracing", "torch", "einops")
 
 
@@ -30,52 +32,53 @@ def users_line() -> Source:
     """The line that the researcher's code is at, its file relative to the working folder where it lies below it."""
     frame = users_frame()
     file = frame.f_code.co_filename
-    here = f"{Path.cwd()}{os.sep}"
+    here = f"{os.getcwd()}{os.sep}"  # noqa: PTH109 - at every operation, and a Path takes ten times as long
     text = linecache.getline(file, frame.f_lineno, frame.f_globals).strip()
     return Source(file.removeprefix(here), frame.f_lineno, text[:200])
 
 
+@functools.cache
 def _is_ours(module: str) -> bool:
     return any(module == name or module.startswith(name + ".") for name in _OURS)
 
 
-def named(frame: FrameType, wanted: Callable[[Any], bool]) -> list[tuple[str, Any]]:
-    """What the frame's names, and the lists, tuples and dicts under them, hold that is `wanted`, with how it is reached."""
-    found: list[tuple[str, Any]] = []
+def named(frame: FrameType, kind: type[T]) -> list[tuple[str, T]]:
+    """What is of type `kind` in the frame's names and in the lists, tuples and dicts under them, with how it is reached."""
+    found: list[tuple[str, T]] = []
 
-    def note(value: Any, name: str) -> Any:
-        if wanted(value):
-            found.append((name, value))
+    def note(value: T, name: str) -> T:
+        found.append((name, value))
         return value
 
     for name, value in dict(frame.f_locals).items():
-        _walk(value, name, note, set())
+        _walk(value, name, kind, note, set())
     return found
 
 
-def bind(frame: FrameType, replace: Callable[[Any], Any]) -> None:
-    """Give each name of the frame, and each place in its lists, tuples and dicts, what `replace` makes of its value."""
+def bind(frame: FrameType, kind: type[T], replace: Callable[[T], Any]) -> None:
+    """Put what `replace` makes of each value of type `kind` in its place: a name of the frame, or a place in its containers."""
     for name, value in dict(frame.f_locals).items():
-        new = _walk(value, name, lambda item, _name: replace(item), set())
+        new = _walk(value, name, kind, lambda item, _name: replace(item), set())
         if new is not value:
             frame.f_locals[name] = new
             if sys.version_info < (3, 13):  # PEP 667: from 3.13 on f_locals writes through
                 ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
 
 
-def _walk(value: Any, name: str, visit: Callable[[Any, str], Any], seen: set[int]) -> Any:
+def _walk(value: Any, name: str, kind: type[T], visit: Callable[[T, str], Any], seen: set[int]) -> Any:
     """Visit what is in plain containers; lists and dicts are changed in place, tuples made anew where something changed."""
-    if type(value) not in (list, tuple, dict):
+    if type(value) is kind:
         return visit(value, name)
-    if id(value) in seen:
+    if type(value) not in _CONTAINERS or id(value) in seen:
         return value
     seen.add(id(value))
-    if type(value) is tuple:
-        items = tuple(_walk(item, f"{name}[{index}]", visit, seen) for index, item in enumerate(value))
-        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
-    places = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
-    for key, item in places:
-        new = _walk(item, f"{name}[{key!r}]", visit, seen)
-        if new is not item:
-            value[key] = new
+    looked_at = {*_CONTAINERS, kind}
+    places = value.items() if isinstance(value, dict) else enumerate(value)
+    found = [(key, item) for key, item in places if type(item) in looked_at]  # a corpus of a million strings is no work
+    new = {key: _walk(item, f"{name}[{key!r}]", kind, visit, seen) for key, item in found}
+    changed = {key: new[key] for key, item in found if new[key] is not item}
+    if isinstance(value, tuple):
+        return tuple(changed.get(index, item) for index, item in enumerate(value)) if changed else value
+    for key, item in changed.items():
+        value[key] = item
     return value

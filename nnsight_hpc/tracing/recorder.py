@@ -57,17 +57,22 @@ class Recorder:
     def graph(self, frame: FrameType, model: ModelIdentity, kind: str) -> Graph:
         """The recorded graph, its saves named after the names that hold them in `frame`."""
         names: dict[int, str] = {}
-        for name, value in named(frame, self._is_saved):
-            names.setdefault(value.saved, name)
-        return self.builder.build({names.get(node, f"value_{node}"): node for node in self._saves}, model, kind)
+        for name, value in named(frame, Value):
+            if (save := self._save_of(value)) is not None:
+                names.setdefault(save, name)
+        saves: dict[str, int] = {}
+        for node in self._saves:
+            name = names.get(node, f"value_{node}")
+            saves[name if name not in saves else f"{name}, {node}"] = node
+        return self.builder.build(saves, model, kind)
 
     def bind(self, frame: FrameType, graph: Graph, results: Mapping[str, Any]) -> None:
         """Put the results in the place of the saved values, in the names of `frame` and in the values themselves."""
         self.results = {node: results[name] for name, node in graph.saves.items()}
-        bind(frame, lambda item: self.results[item.saved] if self._is_saved(item) else item)
+        bind(frame, Value, lambda item: item if (save := self._save_of(item)) is None else self.results[save])
 
-    def _is_saved(self, item: Any) -> bool:
-        return type(item) is Value and item.recorder is self and item.saved is not None
+    def _save_of(self, value: Value) -> int | None:
+        return value.saved if value.recorder is self else None
 
     def _leaf(self, leaf: Any) -> Any:
         """A value, tensor, dtype or device among the arguments of an operation as the graph holds it."""
@@ -81,6 +86,8 @@ class Recorder:
             return DType(str(leaf).removeprefix("torch."))
         if isinstance(leaf, torch.device):
             return Device(str(leaf))
+        if isinstance(leaf, range):
+            return list(leaf)
         if hasattr(leaf, "__array__"):  # numpy: a number, or a tensor
             return leaf.item() if getattr(leaf, "ndim", 1) == 0 else self._constant(torch.as_tensor(leaf))
         return leaf

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, FIELDS, why_refused
+from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, DENIED_KEYWORDS, FIELDS, IN_PLACE, why_refused
 from nnsight_hpc.tracing.frames import users_line
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
 
@@ -58,14 +58,15 @@ class Value:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         op = _op_of(function)
-        if (reason := why_refused(op)) or op == "operator.setitem":
+        outside = op in IN_PLACE and type(args[0]) is not Value
+        if (reason := why_refused(op)) or outside:
             raise InvalidGraph(
                 f"{op} {reason or 'on a tensor from outside of the block cannot be recorded: only values can be changed'}",
                 where=str(users_line()),
                 next="the allowed operations are listed in the documentation",
             )
         recorder = next(leaf.recorder for leaf in _flat((args, kwargs or {})) if type(leaf) is Value)
-        return recorder.record(op, *args, **(kwargs or {}))
+        return recorder.record(op, *args, **{key: v for key, v in (kwargs or {}).items() if not _is_default(key, v)})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -116,6 +117,12 @@ class Value:
         self._now("the content")
 
     __hash__ = object.__hash__
+    __array_ufunc__ = None  # so that `array / value` asks the value, and does not make an array of values
+
+
+def _is_default(key: str, value: Any) -> bool:
+    """Whether torch itself added this argument: its Python functions hand on those that a graph does not take, switched off."""
+    return key == "_stacklevel" or (key in DENIED_KEYWORDS and isinstance(value, bool | float | None) and not value)
 
 
 def _flat(value: Any) -> Iterator[Any]:

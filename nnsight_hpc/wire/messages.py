@@ -19,7 +19,7 @@ PROTOCOL = 1
 T = TypeVar("T")
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all messages."""
 
 

@@ -17,7 +17,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnsight_hpc.wire.errors import Denied
+from nnsight_hpc.wire.errors import Denied, InvalidInput
 
 HOME_VARIABLE = "NNSIGHT_HPC_HOME"
 SCRATCH_VARIABLE = "NNSIGHT_HPC_SCRATCH"
@@ -69,16 +69,27 @@ def places(executor: str) -> Places:
     """The places of this user's daemon with that executor (``slurm`` or ``embedded``).
 
     ``$NNSIGHT_HPC_HOME`` and ``$NNSIGHT_HPC_SCRATCH`` move them; without these it is the user's state folder
-    (``~/.local/state/nnsight-hpc``), which on a cluster must lie on a file system that all nodes share.
+    (``~/.local/state/nnsight-hpc``), which on a cluster must lie on a file system that all nodes share. Raises
+    `InvalidInput` when one of them is relative.
     """
-    base = os.environ.get(HOME_VARIABLE)
+    base = _folder(HOME_VARIABLE)
     if base is None:
         import platformdirs  # noqa: PLC0415 - 30 ms that a worker with a given home does not need
 
-        base = platformdirs.user_state_dir("nnsight-hpc", appauthor=False)
-    home = Path(base).expanduser().absolute() / executor
-    scratch = os.environ.get(SCRATCH_VARIABLE)
-    return Places(home, (Path(scratch).expanduser().absolute() if scratch else home) / "datasets")
+        base = Path(platformdirs.user_state_dir("nnsight-hpc", appauthor=False))
+    home = base / executor
+    return Places(home, (_folder(SCRATCH_VARIABLE) or home) / "datasets")
+
+
+def _folder(variable: str) -> Path | None:
+    """The folder that a variable names, if it does; a relative one would be another for every program."""
+    given = os.environ.get(variable)
+    if not given:
+        return None
+    folder = Path(given).expanduser()
+    if not folder.is_absolute():
+        raise InvalidInput(f"${variable} is not an absolute path", where=given, next="let it begin with / or ~")
+    return folder
 
 
 def places_at(home: Path, datasets: Path | None = None) -> Places:

@@ -58,6 +58,7 @@ class Server:
         self.served: list[tuple[str, str]] = []
         self.stopped: list[str] = []
         self.protocol = 1
+        self.writing: dict[str, RequestStatus] = {}
         self.hold = asyncio.Event()
         self.hold.set()
         self._loop = asyncio.new_event_loop()
@@ -270,7 +271,8 @@ class Server:
     def _dataset(self, name: str) -> DatasetStatus:
         if name not in self.datasets:
             raise NotFound(f"there is no dataset {name!r}")
-        return DatasetStatus(name=name, path=str(self.datasets[name]), complete=True)
+        request = self.writing.get(name)
+        return DatasetStatus(name=name, path=str(self.datasets[name]), complete=request is None, request=request)
 
 
 def _answer(message: Any) -> web.Response:

@@ -217,6 +217,23 @@ def test_up_wait_fails_with_the_log_of_a_replica_that_ended(server):
     assert "OSError: /models/absent does not exist" in errors
 
 
+def test_up_wait_does_not_mind_the_end_of_replicas_that_make_way(server):
+    """One that drains already (after `down`), and one of the old model, end while the new one loads."""
+    pool(server, replica(ReplicaState.DRAINING, "smol-0"))
+    server.replicas = [
+        replica(ReplicaState.PENDING),
+        replica(ReplicaState.ENDED, "smol-0", reason="drained"),
+        replica(ReplicaState.READY),
+    ]
+    assert call("up", "smol", "--model", "m", "--wait")[0] == "Pool smol: ready job 17\n"
+    server.replicas = [
+        replica(ReplicaState.PENDING, "smol-2"),
+        replica(ReplicaState.ENDED, reason="cancelled"),
+        replica(ReplicaState.READY, "smol-2"),
+    ]
+    assert call("up", "smol", "--model", "other", "--wait")[0] == "Pool smol: ready job 17\n"
+
+
 def test_up_says_why_a_pool_is_held(server):
     """The daemon's own reason for starting no more replicas is the command's error."""
     pool(server)
@@ -294,6 +311,21 @@ def test_a_file_that_is_no_safetensors_is_refused(server, graph):
     assert server.bodies == {}
 
 
+def test_out_is_checked_before_anything_runs(server, graph, tmp_path):
+    """A folder that is not there is named at once, and nothing is sent."""
+    missing = tmp_path / "absent"
+    _, errors = call("run", str(graph), "--pool", "smol", "--out", str(missing / "x.safetensors"), code=2)
+    assert str(missing) in errors.replace("\n", "")
+    assert server.requests == {}
+
+
+def test_a_dump_has_nothing_for_out(server, tmp_path):
+    """`wait --out` says so instead of writing nothing."""
+    status = RequestStatus(id="r-abcdefgh2345", kind="dump", pool="smol", state=RequestState.QUEUED, user="alice")
+    server.requests[status.id] = status
+    assert "is a dump" in call("wait", status.id, "--out", str(tmp_path / "x"), code=2)[1]
+
+
 def test_a_failed_request_is_the_commands_error(server):
     """`wait` ends with the request's own error and its exit code."""
     status = RequestStatus(id="r-abcdefgh2345", kind="run", pool="smol", state=RequestState.QUEUED, user="alice")
@@ -359,6 +391,14 @@ def test_fetch_prints_where_the_copy_lies(server, dataset, base):
     assert call("fetch", "acts", "--to", str(base))[0] == f"{base / 'acts.zarr'}\n"
     assert "exists" in call("fetch", "acts", "--to", str(base), code=5)[1]
     assert "complete" in call("datasets")[0]
+
+
+def test_datasets_says_what_became_of_an_incomplete_one(server, dataset):
+    """Being written, or left as it is by a request that has ended."""
+    server.datasets["acts"] = dataset
+    for state, words in ((RequestState.RUNNING, "being written: running"), (RequestState.FAILED, "incomplete: failed")):
+        server.writing["acts"] = RequestStatus(id="r-abcdefgh2345", kind="dump", pool="smol", state=state, user="alice")
+        assert words in call("datasets")[0]
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------

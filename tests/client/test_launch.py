@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -19,6 +20,7 @@ from nnsight_hpc.client.session import connect
 from nnsight_hpc.wire.errors import Conflict, Denied, NotFound, Unreachable
 from nnsight_hpc.wire.messages import Hello, LeaseRecord, encode
 from nnsight_hpc.wire.places import places
+from nnsight_hpc.wire.processes import is_alive
 
 
 @pytest.fixture
@@ -138,5 +140,28 @@ def test_a_process_that_nobody_waited_for_counts_as_gone():
     """A zombie serves no one."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     time.sleep(0.3)
-    assert launch.gone(process.pid)
+    assert not is_alive(process.pid)
     process.wait()
+
+
+def test_a_daemon_whose_sockets_folder_was_removed_is_found_again(base, stopping):
+    """At the last logout systemd removes $XDG_RUNTIME_DIR under a running daemon; it makes its socket anew."""
+    ensure_daemon("embedded")
+    hello = running(places("embedded"))[1]
+    shutil.rmtree(base / "run" / "nnsight-hpc")
+    ensure_daemon("embedded")
+    assert running(places("embedded"))[1] == hello
+
+
+def test_a_lease_from_before_a_reboot_delays_nobody(base, stopping):
+    """Its process number belongs to another process by now, whose end is not waited for."""
+    home = places("embedded").home
+    home.mkdir(parents=True)
+    lease = LeaseRecord(
+        epoch=4, host=socket.gethostname(), pid=os.getpid(), nonce="n", socket=str(base / "run" / "x.sock"), started=1.0
+    )
+    (home / "lease.json").write_bytes(encode(lease))
+    began = time.monotonic()
+    ensure_daemon("embedded")
+    assert running(places("embedded"))[1].epoch == 5
+    assert time.monotonic() - began < launch.STOP_TIMEOUT

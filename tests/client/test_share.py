@@ -107,3 +107,10 @@ def test_a_dead_connection_falls_back_to_a_login_of_ones_own(profile, sshd, slur
         assert run("connect", "--background").returncode == 0
         assert run("disconnect").returncode == 0
     time.sleep(0.1)
+
+
+def test_who_only_looks_starts_no_daemon(profile, environment):
+    """Over the shared connection, too: after `daemon stop` there is none, and `status` says so."""
+    assert run("connect", "--background").returncode == 0
+    assert run("daemon", "stop").returncode == 0
+    assert run("status").returncode == 4

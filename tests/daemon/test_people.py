@@ -16,7 +16,15 @@ import psutil
 import pytest
 
 from nnsight_hpc.storage import CaptureSpec, DatasetWriter, Provenance, TokenTable
-from nnsight_hpc.wire.errors import Conflict, ErrorReport, InvalidGraph, InvalidInput, NotFound, RequestCancelled
+from nnsight_hpc.wire.errors import (
+    Conflict,
+    ErrorReport,
+    HpcError,
+    InvalidGraph,
+    InvalidInput,
+    NotFound,
+    RequestCancelled,
+)
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import (
     DatasetFile,
@@ -361,3 +369,24 @@ def test_the_daemon_loads_no_torch_and_is_small(daemon):
     program = "import sys, nnsight_hpc.daemon.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert psutil.Process(daemon.process.pid).memory_info().rss < 150e6
+
+
+def test_without_a_pool_that_has_the_weights_the_error_shows_both_fingerprints(daemon_with):
+    """A request that names no pool: the fingerprint of its graph, and those that the pools hold."""
+    daemon = daemon_with()
+    daemon.up()
+    daemon.worker().report(ReplicaState.READY, model=ModelIdentity(id="org/model", fingerprint="ffff0001"))
+    with pytest.raises(NotFound, match="ffff0002") as caught:
+        daemon.people().put(f"/v1/requests/{new_request_id()}", run_frame("ffff0002"), RequestStatus)
+    assert caught.value.why == "the pools are smol\nsmol holds org/model, fingerprint ffff0001"
+
+
+def test_a_file_that_cannot_be_written_is_named(daemon_with):
+    """A request whose bytes cannot be stored is refused with the file and the system's reason."""
+    daemon = daemon_with()
+    daemon.up()
+    daemon.places.requests.rmdir()
+    with pytest.raises(HpcError, match="cannot read or write a file") as caught:
+        send(daemon.people(), new_request_id())
+    assert str(daemon.places.requests) in caught.value.where
+    assert caught.value.why == "No such file or directory"

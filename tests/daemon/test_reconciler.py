@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from nnsight_hpc.wire.errors import NotFound, ReplicaFailed
-from nnsight_hpc.wire.messages import EndRecord, PoolStatus, RequestStatus, Status
+from nnsight_hpc.wire.messages import EndRecord, ModelIdentity, PoolStatus, RequestStatus, Status
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.states import ReplicaState, RequestState
-from tests.daemon.process import send, wait_for
+from tests.daemon.process import Worker, run_frame, send, wait_for
 
 
 def _pool(daemon, name="smol"):
@@ -117,3 +117,33 @@ def test_fewer_replicas_and_another_model_end_the_old_jobs(daemon_with):
     wait_for(lambda: [r.state.ended for r in _pool(daemon).replicas] == [True, True, False])
     assert not psutil.pid_exists(_pid(second))
     assert _pool(daemon).held is None
+
+
+def test_a_worker_of_the_old_model_gets_no_request_of_the_new_one(daemon_with):
+    """Once a pool's model has changed, its old worker is shown as draining, leases nothing, and says nothing of the model."""
+    daemon = daemon_with(job="deaf_job", retry=30, drain=30)
+    daemon.up()
+    worker, name = daemon.worker(), new_request_id()
+    worker.report(ReplicaState.READY, model=ModelIdentity(id="org/model", fingerprint="old"))
+    changed = daemon.up(revision="2")
+    assert [r.state for r in changed.replicas if r.id == worker.replica] == [ReplicaState.DRAINING]
+    assert changed.replicas[-1].id != worker.replica
+    assert worker.report(ReplicaState.READY, model=ModelIdentity(id="org/model", fingerprint="old")).drain
+    assert _pool(daemon).model is None
+    send(daemon.people(), name, frame=run_frame("new"))
+    assert worker.lease(wait=0.2) is None
+    assert daemon.worker().lease().id == name
+
+
+def test_with_fewer_replicas_the_one_that_serves_stays(daemon_with):
+    """Of two, the one that has not loaded yet ends, though it is the younger one."""
+    daemon = daemon_with(retry=0.1)
+    daemon.up(replicas=2)
+    wait_for(lambda: [r.state for r in _pool(daemon).replicas] == [ReplicaState.STARTING] * 2)
+    first, second = _pool(daemon).replicas
+    worker = Worker(daemon, first.id)
+    worker.register()
+    worker.report(ReplicaState.READY)
+    daemon.up(replicas=1)
+    wait_for(lambda: [r.id for r in _pool(daemon).replicas if r.state.ended] == [second.id])
+    assert worker.report(ReplicaState.READY).drain is False

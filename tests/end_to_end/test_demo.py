@@ -108,23 +108,34 @@ def test_nothing_runs_afterwards(shown):
     assert str(folder) in said
 
 
-@pytest.mark.parametrize("moment", ["Start the daemon", "Predictions", "Dump the residual"])
-def test_interrupt_leaves_no_process(environment, moment):
-    """Ctrl-C at any moment ends the demonstration with 130, and everything that it had started."""
+def _interrupt(environment, moment, *, seconds=2):
+    """Press Ctrl-C some seconds after a demonstration has printed `moment`; gives the rest of what it printed."""
     command = [sys.executable, "-u", "-m", "nnsight_hpc.client", "demo", "--out", "interrupted"]
-    process = subprocess.Popen(
-        command, env=environment, cwd=environment["HOME"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, cwd=environment["HOME"], start_new_session=True, **pipes)
     for line in process.stdout:
         if moment in line:
             break
-    time.sleep(2)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=90)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
+    return rest
+
+
+@pytest.mark.parametrize("moment", ["Start the daemon", "Predictions", "Dump the residual"])
+def test_interrupt_leaves_no_process(environment, moment):
+    """Ctrl-C at any moment ends the demonstration with 130, and everything that it had started."""
+    _interrupt(environment, moment)
     assert _processes_of(Path(environment["HOME"]) / "interrupted") == []
+
+
+def test_interrupt_of_the_conversion_leaves_nothing(environment, tmp_path):
+    """Ctrl-C while the model is being converted leaves neither a process nor a part of the model."""
+    _interrupt({**environment, "XDG_CACHE_HOME": str(tmp_path)}, "Prepare SmolLM2", seconds=8)
+    assert _processes_of(str(tmp_path)) == []
+    assert list((tmp_path / "nnsight-hpc" / "models").glob("*")) == []
 
 
 def test_folder_of_somebody_else_is_not_touched(environment):

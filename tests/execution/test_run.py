@@ -1,13 +1,14 @@
 """Graphs against plain PyTorch hooks on the same module: bit for bit."""
 
-import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from nnsight_hpc.execution import run_graph
+from nnsight_hpc.execution.run import Run
 from nnsight_hpc.graph import GraphBuilder, Ref, TensorRef
 from nnsight_hpc.wire.errors import ExecutionFailed, InvalidGraph, RequestCancelled
 from nnsight_hpc.wire.messages import ModelIdentity
@@ -230,7 +231,6 @@ def test_values_are_dropped_after_their_last_use(net, x, builder, monkeypatch):
         nonlocal most
         result = real(a, b)
         alive.add(result)
-        gc.collect()
         most = max(most, len(alive))
         return result
 
@@ -273,3 +273,103 @@ def test_gradients_are_off(net, x, builder):
     net.requires_grad_(True)
     save = builder.add("save", Ref(builder.add("model.output", Ref(0), "0")))
     assert not run_graph(builder.graph(s=save), {"x": x}, net)["s"].requires_grad
+
+
+def test_saved_value_is_not_changed_by_the_model_itself(x):
+    """A model that adds to an activation in place does not change what was saved of it before."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, v):
+            out = self.inner(v)
+            out += v
+            return out
+
+    net = Residual().requires_grad_(False)
+    builder = GraphBuilder()
+    builder.add("model.forward", TensorRef("x"))
+    inner = builder.add("save", Ref(builder.add("model.output", Ref(0), "inner")))
+    end = builder.add("save", Ref(builder.add("model.output", Ref(0), "")))
+    got = run_graph(builder.build({"inner": inner, "end": end}, ModelIdentity(id="r")), {"x": x}, net)
+    assert torch.equal(got["inner"], net.inner(x))
+    assert torch.equal(got["end"], net(x))
+
+
+def test_saved_value_is_not_changed_at_a_later_point(net, x, builder):
+    """A change of the next module's input, written earlier in the program, does not reach back into a saved output."""
+    builder.add("operator.setitem", Ref(builder.add("model.input", Ref(0), "1")), slice(None), 0.0)
+    save = builder.add("save", Ref(builder.add("model.output", Ref(0), "0")))
+    assert torch.equal(run_graph(builder.graph(s=save), {"x": x}, net)["s"], net[0](x))
+
+
+def test_later_trace_changes_a_value_and_not_the_earlier_forward(net, x, builder):
+    """A value of the first forward that is changed after it, leaves that forward as it was."""
+    value = builder.add("model.output", Ref(0), "0")
+    first = builder.add("save", Ref(builder.add("model.output", Ref(0), "")))
+    forward = builder.add("model.forward", TensorRef("y"))
+    other = builder.add("operator.getitem", Ref(builder.add("model.output", Ref(forward), "0")), 0)
+    builder.add("operator.setitem", Ref(value), 0, Ref(other))
+    builder.add("model.set_output", Ref(forward), "2", Ref(value))
+    second = builder.add("save", Ref(builder.add("model.output", Ref(forward), "")))
+    y = torch.ones_like(x)
+    got = run_graph(builder.graph(first=first, second=second), {"x": x, "y": y}, net)
+    hidden = net[0](x)
+    hidden[0] = net[0](y)[0]
+    assert torch.equal(got["first"], net(x))
+    assert torch.equal(got["second"], net[3:](hidden))
+
+
+def test_result_of_a_call_may_be_changed_later(net, x, builder):
+    """What a called module returns is new memory: a later layer may be added to it."""
+    called = builder.add("model.call", "1", Ref(builder.add("model.output", Ref(0), "0")))
+    builder.add("operator.iadd", Ref(called), Ref(builder.add("model.output", Ref(0), "2")))
+    save = builder.add("save", Ref(called))
+    assert torch.equal(run_graph(builder.graph(s=save), {"x": x}, net)["s"], net[:2](x) + net[:3](x))
+
+
+def test_error_of_a_set_is_shown_at_its_own_line(net, x, builder):
+    """Inputs that are no pair of arguments and keywords are an error of the set, not of the forward."""
+    builder.add("model.set_inputs", Ref(0), "2", TensorRef("x"))
+    with pytest.raises(ValueError, match=r"in model\.set_inputs\('2', float32\[3, 6\]\)"):
+        run_graph(builder.graph(), {"x": x}, net)
+    assert _no_hooks(net)
+
+
+def test_threads_that_share_a_module_do_not_see_each_other(net, builder):
+    """Forwards of several threads on one module at once each get their own values."""
+    save = builder.add("save", Ref(builder.add("model.output", Ref(0), "1")))
+    builder.add("Tensor.mul_", Ref(builder.add("model.output", Ref(0), "2")), 2)
+    end = builder.add("save", Ref(builder.add("model.output", Ref(0), "")))
+    graph = builder.graph(s=save, end=end)
+
+    def right(number):
+        x = torch.full((3, 6), float(number))
+        got = run_graph(graph, {"x": x}, net)
+        return torch.equal(got["s"], net[:2](x)) and torch.equal(got["end"], net[3:](net[:3](x) * 2))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(right, range(100)))
+
+
+def test_forward_drops_the_values_that_it_was_given(net, x, builder, monkeypatch):
+    """A value that a forward is called with is not kept until the end of the run."""
+    made = builder.add("torch.mul", TensorRef("x"), 2)
+    forward = builder.add("model.forward", Ref(made))
+    save = builder.add("save", Ref(builder.add("model.output", Ref(forward), "4")))
+    left = []
+    go = Run.go
+    monkeypatch.setattr(Run, "go", lambda run: (go(run), left.append(dict(run.values)))[0])
+    assert torch.equal(run_graph(builder.graph(s=save), {"x": x}, net)["s"], net(x * 2))
+    assert left == [{}]
+
+
+def test_error_of_a_subclass_is_caught_as_its_base(net, x, builder):
+    """An exception of a type of torch's own is an instance of the builtin type that it derives from."""
+    singular = builder.add("torch.zeros", (2, 2))
+    builder.add("save", Ref(builder.add("torch.linalg.inv", Ref(singular))))
+    with pytest.raises(RuntimeError, match=r"LinAlgError: linalg\.inv") as caught:
+        run_graph(builder.graph(), {"x": x}, net)
+    assert isinstance(caught.value, ExecutionFailed)

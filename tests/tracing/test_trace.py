@@ -1,5 +1,6 @@
 """Blocks against plain PyTorch hooks on the same model."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -237,9 +238,10 @@ def test_points_outside_of_a_block_are_refused(lm):
         torch.randn_like,
         lambda v: torch.add(v, 1, out=torch.zeros(1)),
         lambda v: torch.zeros(7).__setitem__(0, v[0, 0, 0]),
+        lambda v: torch.zeros(7).add_(v[0, :, 0]),
         lambda v: v.map_(v, print),
     ],
-    ids=["numpy", "pointer", "hook", "random", "out", "outside", "callback"],
+    ids=["numpy", "pointer", "hook", "random", "out", "outside", "outside in place", "callback"],
 )
 def test_operations_that_are_not_allowed(lm, use):
     """What is not on the list is refused at the user's line; nothing runs."""
@@ -281,3 +283,87 @@ def test_batch_rows_equal_prompts_alone(lm):
         with lm.trace(prompt):
             alone = lm.lm_head.output[0, -1].save()
         torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda v: torch.nn.functional.softmax(v, dim=-1),
+        lambda v: torch.nn.functional.log_softmax(v, dim=-1),
+        torch.nn.functional.relu,
+        torch.nn.functional.silu,
+        torch.nn.functional.normalize,
+        lambda v: torch.norm(v, dim=-1),
+        lambda v: torch.tensordot(v, torch.ones(32), 1),
+        lambda v: np.float64(2) - v,
+        lambda v: v[:, range(2)],
+    ],
+    ids=["softmax", "log_softmax", "relu", "silu", "normalize", "norm", "tensordot", "number", "range"],
+)
+def test_operations_equal_those_on_the_tensor(lm, compute):
+    """Torch's Python functions, numbers of numpy and ranges give what they give on the tensor itself, also after JSON."""
+    with lm.trace(PROMPT) as tracer:
+        hidden = lm.model.layers[0].output.save()
+        result = compute(hidden).save()
+    graph = Graph.from_json(tracer.graph.to_json())
+    assert torch.equal(result, compute(hidden))
+    assert torch.equal(run_graph(graph, tracer.recorder.tensors, lm.module)["result"], result)
+
+
+def test_array_on_the_left_of_a_value(lm):
+    """An array and a value give a value, not an array of values."""
+    array = np.linspace(1, 2, 32)
+    with lm.trace(PROMPT):
+        hidden = lm.model.layers[0].output.save()
+        result = (array / hidden).save()
+    assert torch.equal(result, torch.as_tensor(array) / hidden)
+
+
+def test_tensor_that_was_set_is_a_value_again(lm):
+    """An output that was replaced by a tensor of the researcher can be changed and saved, and the tensor stays as it was."""
+    mine = torch.ones(1, 7, 32)
+    with lm.trace(PROMPT):
+        lm.model.layers[1].output = mine
+        lm.model.layers[1].output[:, 0] = 5
+        changed = lm.model.layers[1].output.save()
+        logits = lm.lm_head.output.save()
+    expected = torch.ones(1, 7, 32)
+    expected[:, 0] = 5
+    assert torch.equal(changed, expected)
+    assert torch.equal(logits, _hooked(lm, "model.layers.1", lambda _m, _i, _o: expected))
+    assert torch.equal(mine, torch.ones(1, 7, 32))
+
+
+def test_two_saves_under_one_name_are_both_returned(lm):
+    """Places that read the same as text do not hide one another."""
+
+    class Key:
+        def __repr__(self):
+            return "key"
+
+    found = {}
+    with lm.trace(PROMPT):
+        for index in range(2):
+            found[Key()] = lm.model.layers[index].output.save()
+    first, second = found.values()
+    assert not torch.equal(first, second)
+
+
+def test_output_cannot_be_set_to_none(lm):
+    """None would silently change nothing, so it is refused at the user's line."""
+    with pytest.raises(TypeError, match="cannot be set to None"), lm.trace(PROMPT):
+        lm.model.layers[0].output = None
+
+
+def test_module_named_like_a_point():
+    """A child that is named `output` is reached by `get`."""
+    net = nn.ModuleDict({"output": nn.Linear(2, 2)})
+    assert NNsight(net).get("output")._path == "output"
+
+
+def test_trace_in_a_session_has_the_session_s_graph(lm):
+    """After the session, the graph of each of its traces is the one that ran."""
+    with lm.session() as session, lm.trace(PROMPT) as tracer:
+        total = lm.model.layers[0].output.sum().save()
+    assert tracer.graph is session.graph
+    assert total.ndim == 0

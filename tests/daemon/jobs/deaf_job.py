@@ -1,0 +1,7 @@
+"""The process of a job that takes its time to end: it does not listen to USR2."""
+
+import signal
+
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+while True:
+    signal.pause()
