@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from nnsight_hpc.client.session import connect
 from nnsight_hpc.execution.values import save_tensors, unpack_values
-from nnsight_hpc.wire.errors import from_report
+from nnsight_hpc.wire.errors import HpcError, from_report
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import RequestStatus
 from nnsight_hpc.wire.names import new_request_id
@@ -94,5 +94,6 @@ def _cancelled_on_interrupt(daemon: HttpClient, request: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         daemon.close()  # an answer may be half read
-        daemon.call("DELETE", f"/v1/requests/{request}", timeout=10)
+        with suppress(HpcError):  # it may not have arrived there yet
+            daemon.call("DELETE", f"/v1/requests/{request}", timeout=10)
         raise

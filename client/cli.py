@@ -28,7 +28,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Pools": {
         "up": ("pools", "Keep a model resident, or change how it is."),
-        "down": ("pools", "End a pool's workers, each after what it is running."),
+        "down": ("pools", "End a pool's workers; what runs has a minute."),
         "logs": ("pools", "Show a pool's newest log."),
     },
     "Requests": {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.client.launch import open_socket, wait_until_gone
 from nnsight_hpc.client.session import bridge_command, open_stream
-from nnsight_hpc.client.share_socket import WANTED, share_socket
+from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket
 from nnsight_hpc.client.transport import transport_for
 from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound, Unreachable
 from nnsight_hpc.wire.messages import encode
@@ -46,7 +46,7 @@ def serve(name: str, cluster: Cluster, ready: Callable[[], None]) -> None:
         open_stream(transport, bridge_command(cluster), peer=f"{name} ({cluster.host})").close()
         with _listening(path) as listener:
             ready()
-            _accept(listener, transport, bridge_command(cluster))
+            _accept(listener, transport, cluster)
     finally:
         transport.close()
     raise Unreachable(f"the connection to {name} ({cluster.host}) was lost", next="nnsight-hpc connect")
@@ -99,7 +99,7 @@ def _listening(path: Path) -> Iterator[socket.socket]:
             path.unlink(missing_ok=True)
 
 
-def _accept(listener: socket.socket, transport: Transport, command: str) -> None:
+def _accept(listener: socket.socket, transport: Transport, cluster: Cluster) -> None:
     """Give each local connection a channel of its own, until the SSH connection is lost."""
     listener.settimeout(LOOK_EVERY)
     while True:
@@ -110,18 +110,19 @@ def _accept(listener: socket.socket, transport: Transport, command: str) -> None
                 return
             continue
         stream.setblocking(True)
-        threading.Thread(target=_attach, args=(transport, stream, command), daemon=True, name="attach").start()
+        threading.Thread(target=_attach, args=(transport, stream, cluster), daemon=True, name="attach").start()
 
 
-def _attach(transport: Transport, stream: socket.socket, command: str) -> None:
+def _attach(transport: Transport, stream: socket.socket, cluster: Cluster) -> None:
     """A stream whose channel cannot be opened gets the error in place of the hello."""
     spare = stream.dup()
     with spare:
         try:
-            if spare.recv(1) != WANTED:
+            wanted = spare.recv(1)
+            if wanted not in (WANTED, WANTED_IF_RUNNING):
                 stream.close()
                 return
-            transport.attach(stream, command)
+            transport.attach(stream, bridge_command(cluster, start=wanted == WANTED))
         except HpcError as error:
             with suppress(OSError):  # whoever asked may have gone
                 spare.sendall(encode(error.report()) + b"\n")

@@ -33,7 +33,8 @@ CONTEXT = 64
 CAPTURES = ("model.layers.9.output", "model.layers.19.output", "model.layers.29.output")
 DATASET = "docstrings"
 _MARK = "demo.json"
-_STOP_SECONDS = 60
+_STOP_SECONDS = 150
+"""More than `daemon stop --workers` takes at most."""
 
 
 def run_demo(folder: Path, *, keep: bool = False, documents: int = DOCUMENTS) -> None:

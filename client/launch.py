@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from nnsight_hpc.wire.errors import Conflict, Denied, HpcError, Incompatible, NotFound, Unreachable
 from nnsight_hpc.wire.files import read_if_there
 from nnsight_hpc.wire.http import HttpClient
 from nnsight_hpc.wire.messages import PROTOCOL, Hello, LeaseRecord, decode
 from nnsight_hpc.wire.places import places, runtime_folder
+from nnsight_hpc.wire.processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,18 +97,10 @@ def log_tail(where: Places, *, lines: int = _TAIL, start: int = 0) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended (one that nobody has waited for yet has, too)."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
 def wait_until_gone(pid: int, timeout: float) -> bool:
     """Wait for a process that is not our child; False when it is still there after `timeout` seconds."""
     until = time.monotonic() + timeout
-    while not gone(pid):
+    while is_alive(pid):
         if time.monotonic() > until:
             return False
         time.sleep(0.05)
@@ -150,28 +141,35 @@ def _alone(home: Path) -> Iterator[None]:
 
 def _start(executor: str, where: Places) -> tuple[Path, Hello]:
     where.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _await_stopping(where)
+    if found := _await_change(where):
+        return found
     before = where.log.stat().st_size if where.log.exists() else 0
     pid = _spawn([sys.executable, "-P", "-m", "nnsight_hpc.daemon", "--executor", executor], where.log)
     until = time.monotonic() + START_TIMEOUT
     while time.monotonic() < until:
-        ended = gone(pid)  # looked at first: it may have handed over to another one and ended
+        ended = not is_alive(pid)  # looked at first: it may have handed over to another one and ended
         if found := running(where):
             return found
         if ended:
-            raise _not_started("the daemon ended as soon as it was started", where, before)
+            raise _not_started("the daemon ended as soon as it was started", executor, where, before)
         time.sleep(0.05)
-    raise _not_started(f"the daemon (process {pid}) does not answer after {START_TIMEOUT:.0f} s", where, before)
+    what = f"the daemon (process {pid}) does not answer after {START_TIMEOUT:.0f} s"
+    raise _not_started(what, executor, where, before)
 
 
-def _await_stopping(where: Places) -> None:
-    """Give a daemon that no longer answers the time to end; the next one would find its lease taken."""
-    lease = _lease(where)
-    if lease is not None and lease.host == socket.gethostname():
-        wait_until_gone(lease.pid, STOP_TIMEOUT)
+def _await_change(where: Places) -> tuple[Path, Hello] | None:
+    """Give a daemon that does not answer the time to end, or to make its socket anew: another would find its lease taken."""
+    lease, until = _lease(where), time.monotonic() + STOP_TIMEOUT
+    if lease is None or lease.host != socket.gethostname():
+        return None
+    while is_alive(lease.pid, born_before=lease.started + 1) and time.monotonic() < until:
+        if found := running(where):
+            return found
+        time.sleep(0.05)
+    return None
 
 
-def _not_started(what: str, where: Places, before: int) -> HpcError:
+def _not_started(what: str, executor: str, where: Places, before: int) -> HpcError:
     lease = _lease(where)
     if lease is not None and lease.host != socket.gethostname():
         return Conflict(
@@ -180,7 +178,9 @@ def _not_started(what: str, where: Places, before: int) -> HpcError:
             why=log_tail(where, start=before),
             next=f"log in to {lease.host}: set host = user@{lease.host} for this cluster",
         )
-    return Unreachable(what, where=str(where.log), why=log_tail(where, start=before) or "its log is empty")
+    said = log_tail(where, start=before)
+    by_hand = f"look for a full disk, or run it by hand: {sys.executable} -m nnsight_hpc.daemon --executor {executor}"
+    return Unreachable(what, where=str(where.log), why=said or "its log is empty", next="" if said else by_hand)
 
 
 # A child of a child, in a session of its own: no terminal's hang-up ends it, and it is not ours to wait for.

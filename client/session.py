@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.client import config
 from nnsight_hpc.client.hello import EndedBeforeHello, read_hello
 from nnsight_hpc.client.launch import ensure_daemon, open_socket
-from nnsight_hpc.client.share_socket import WANTED, share_socket
+from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket
 from nnsight_hpc.wire.errors import HpcError, Unreachable
 from nnsight_hpc.wire.http import HttpClient
 
@@ -43,7 +43,7 @@ class Remote:
     """Streams to the daemon of one cluster; the SSH connection is kept between them while it lives."""
 
     def __init__(self, name: str, cluster: Cluster, *, start: bool = True) -> None:
-        self._name, self._cluster = name, cluster
+        self._name, self._cluster, self._start = name, cluster, start
         self._command = bridge_command(cluster, start=start)
         self._peer = f"{name} ({cluster.host})"
         self._transport: Transport | None = None
@@ -56,7 +56,7 @@ class Remote:
         """A stream over the `connect` process's connection, where one runs; else, or when that fails, None."""
         try:
             stream = open_socket(share_socket(self._cluster))
-            stream.sendall(WANTED)
+            stream.sendall(WANTED if self._start else WANTED_IF_RUNNING)
         except OSError:
             return None
         try:

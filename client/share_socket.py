@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from nnsight_hpc.client.config import Cluster
 
 
-WANTED = b"+"
-"""What a client sends to be given a channel; one that only wants to know whether somebody listens sends nothing."""
+WANTED, WANTED_IF_RUNNING = b"+", b"="
+"""What a client sends to be given a channel: to a daemon that is started by need, or to one that runs already.
+
+One that only wants to know whether somebody listens sends nothing.
+"""
 
 
 def share_socket(cluster: Cluster) -> Path:

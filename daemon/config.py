@@ -21,6 +21,9 @@ class Config:
     lease_stale: float = 90.0
     """A lease that was not touched for so long, by the file server's clock, may be taken over."""
 
+    socket_look: float = 5.0
+    """Between two looks at whether the socket for people is still there."""
+
     silence: float = 60.0
     """A worker that does not name a request it holds for so long has lost it: the request is queued again."""
     attempts: int = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ async def errors_as_reports(request: web.Request, handler: Handler) -> web.Strea
         return error_response(_of_http(error, request), status=error.status)
     except ConnectionError:
         raise  # the other side is gone: there is nobody to tell
+    except OSError as error:
+        return error_response(_of_disk(error) if error.errno else _incident(request, error))
     except Exception as error:  # noqa: BLE001 - logged with its traceback, told without
         return error_response(_incident(request, error))
 
@@ -41,6 +44,17 @@ async def errors_as_reports(request: web.Request, handler: Handler) -> web.Strea
 def _of_http(error: web.HTTPException, request: web.Request) -> HpcError:
     kind = NotFound if error.status == 404 else InvalidInput
     return kind(f"the daemon has no answer to {request.method} {request.path}", why=error.text or error.reason)
+
+
+def _of_disk(error: OSError) -> HpcError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    logger.error("%s", error)
+    return HpcError(
+        "the daemon cannot read or write a file",
+        where=str(error.filename or ""),
+        why=error.strerror or str(error),
+        next="free space in the daemon's home (`nnsight-hpc status` names it) and try again" if full else "",
+    )
 
 
 def _incident(request: web.Request, error: Exception) -> HpcError:

@@ -40,6 +40,6 @@ def check_peer(request: web.Request) -> str:
         raise Denied(
             f"this daemon serves {user_name(os.getuid())} only",
             why=f"you are {user_name(uid)}",
-            next="use your own: `nnsight-hpc status` starts it",
+            next="use your own: `nnsight-hpc daemon start`",
         )
     return user_name(uid)

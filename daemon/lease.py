@@ -19,11 +19,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
-import psutil
 
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, Unreachable
 from nnsight_hpc.wire.files import read_if_there, write_atomically
 from nnsight_hpc.wire.messages import LeaseRecord, decode, encode
+from nnsight_hpc.wire.processes import is_alive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +56,12 @@ class Lease:
         os.utime(self._path)
         self._touched = now
         return True
+
+    def say_socket(self, path: Path) -> None:
+        """Tell where the socket for people is by now."""
+        if self.touch():
+            self.record = msgspec.structs.replace(self.record, socket=str(path))
+            write_atomically(self._path, encode(self.record))
 
     def check(self) -> None:
         """Raise `Unreachable` unless the lease was renewed so lately that nobody can have taken it over since."""
@@ -143,22 +149,13 @@ def _taken(record: LeaseRecord) -> Conflict:
 
 
 def _is_stale(path: Path, record: LeaseRecord, stale: float) -> bool:
-    if record.host == socket.gethostname() and not _is_alive(record):
+    if record.host == socket.gethostname() and not is_alive(record.pid, born_before=record.started + 1):
         return True
     try:
         touched = path.stat().st_mtime
     except FileNotFoundError:
         return True
     return _server_time(path.parent) - touched > stale
-
-
-def _is_alive(record: LeaseRecord) -> bool:
-    """Whether the process that wrote `record` runs: not one that got its number since (born later), nor its zombie."""
-    try:
-        process = psutil.Process(record.pid)
-        return bool(process.create_time() <= record.started + 1 and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _server_time(folder: Path) -> float:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _UP_SECONDS = 2.0
 """How long `up` waits for a job id and a reason."""
+_NOT_BEGUN = (ReplicaState.SUBMITTED, ReplicaState.DRAINING, ReplicaState.ENDED)
 _MOST_LINES = 10_000
 
 
@@ -101,7 +102,7 @@ class PoolsApi:
         ]
 
     async def _put(self, request: web.Request) -> web.Response:
-        """Answers once the newest replica has a job and is more than submitted, or after two seconds."""
+        """Answers once all replicas that are wanted have jobs and are more than submitted, or after two seconds."""
         spec, name = await message(request, PoolSpec), request.match_info["name"]
         check_spec(spec, name)
         await self._pools.put(spec)
@@ -153,8 +154,8 @@ async def take_down(pools: Pools, requests: Requests, name: str) -> None:
 def _has_begun(status: PoolStatus) -> bool:
     if status.held is not None:
         return True
-    newest = status.replicas[-1] if status.replicas else None
-    return newest is not None and not newest.state.ended and newest.state != ReplicaState.SUBMITTED
+    begun = [one for one in status.replicas if one.state not in _NOT_BEGUN]
+    return len(begun) >= status.desired
 
 
 class RequestsApi:

@@ -89,7 +89,9 @@ class Pools:
 
     def get(self, name: str) -> Pool:
         if name not in self._pools:
-            raise NotFound(f"there is no pool {name}", why=self._known(), next=f"`nnsight-hpc up {name}` starts one")
+            raise NotFound(
+                f"there is no pool {name}", why=self._known(), next=f"`nnsight-hpc up {name} --model …` starts one"
+            )
         return self._pools[name]
 
     def accepting(self, name: str) -> Pool:
@@ -105,7 +107,7 @@ class Pools:
         if pool is None or pool.desired == 0:
             return NotFound(
                 f"pool {name} was taken down",
-                next=f"start it again with `nnsight-hpc up {name}`, and send the request again",
+                next=f"start it again with `nnsight-hpc up {name} --model …`, and send the request again",
             )
         hope = any(not replica.drain for replica in self.replicas(name))
         return from_report(pool.held) if pool.held and not hope else None
@@ -116,8 +118,8 @@ class Pools:
         if not serving:
             raise NotFound(
                 f"no pool serves the model {model.id or '(not named)'}, fingerprint {model.fingerprint or '(none)'}",
-                why=self._known(),
-                next="name the pool (`pool=`), or start one with `nnsight-hpc up`",
+                why="\n".join([self._known(), *self._fingerprints()]),
+                next="name the pool, or start one with `nnsight-hpc up`",
             )
         return max(serving, key=lambda pool: self._ready(pool.spec.name)).spec.name
 
@@ -133,12 +135,18 @@ class Pools:
         return [r for r in self._of(pool) if not r.state.ended]
 
     def newest(self, pool: str) -> ReplicaStatus | None:
-        return next((replica.status for replica in reversed(self._of(pool))), None)
+        return next((self._shown(replica) for replica in reversed(self._of(pool))), None)
+
+    def is_leaving(self, replica: Replica) -> bool:
+        """Whether it is to take nothing new: told to drain, ending by itself, or not what its pool is to be now."""
+        pool = self._pools.get(replica.spec.name)
+        stays = pool is not None and pool.desired > 0 and same_job(replica, pool)
+        return replica.drain or replica.state == _R.DRAINING or not stays
 
     def status(self, name: str, queued: int = 0) -> PoolStatus:
         pool = self.get(name)
         ended = [r for r in self._of(name) if r.state.ended][-_SHOWN_ENDED:]
-        shown = [r.status for r in self._of(name) if r in ended or not r.state.ended]
+        shown = [self._shown(r) for r in self._of(name) if r in ended or not r.state.ended]
         return PoolStatus(
             spec=pool.spec,
             desired=pool.desired,
@@ -240,8 +248,18 @@ class Pools:
     def _of(self, pool: str | None) -> list[Replica]:
         return [r for r in self._replicas.values() if pool is None or r.spec.name == pool]
 
+    def _shown(self, replica: Replica) -> ReplicaStatus:
+        """As people see it: one that is leaving drains, also before its worker or its job has been told."""
+        if replica.state.ended or not self.is_leaving(replica):
+            return replica.status
+        return msgspec.structs.replace(replica.status, state=_R.DRAINING)
+
     def _ready(self, pool: str) -> int:
         return sum(r.state in (_R.READY, _R.BUSY) for r in self._of(pool))
+
+    def _fingerprints(self) -> list[str]:
+        known = [(name, self._pools[name].model) for name in self.names()]
+        return [f"{name} holds {model.id}, fingerprint {model.fingerprint}" for name, model in known if model]
 
     def _known(self) -> str:
         names = sorted(self._pools)
@@ -260,6 +278,11 @@ def check_spec(spec: PoolSpec, name: str) -> None:
         problems.append("it names no model")
     if problems:
         raise InvalidInput(f"pool {name} cannot be as it is described", why="\n".join(problems))
+
+
+def same_job(replica: Replica, pool: Pool) -> bool:
+    """Whether the replica is what a new one would be; how many there are to be makes no difference."""
+    return msgspec.structs.replace(replica.spec, replicas=1) == msgspec.structs.replace(pool.spec, replicas=1)
 
 
 def advance(current: ReplicaState, to: ReplicaState, *, of: str) -> ReplicaState:
@@ -282,7 +305,7 @@ def replica_failed(pool: Pool, replica: Replica, last_lines: str) -> ReplicaFail
         f"pool {pool.spec.name} is held: its replicas ended {pool.failures} times in a row before one could serve",
         where=f"replica {replica.id}, job {replica.status.job_id or '(none)'}, log {replica.status.log}",
         why=f"{replica.status.reason}{lines}",
-        next=f"mend the cause, then `nnsight-hpc up {pool.spec.name}` again",
+        next=f"mend the cause, then `nnsight-hpc up {pool.spec.name} …` again",
     )
 
 

@@ -14,10 +14,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from nnsight_hpc.daemon.logs import last_lines
-from nnsight_hpc.daemon.pools import UNREGISTERED, replica_failed
+from nnsight_hpc.daemon.pools import UNREGISTERED, replica_failed, same_job
 from nnsight_hpc.slurm.batch.executor import JobState
 from nnsight_hpc.wire.errors import HpcError, InvalidInput, Unreachable
 from nnsight_hpc.wire.files import read_if_there, write_atomically
@@ -163,7 +161,8 @@ class Reconciler:
 
     async def _act(self, pool: Pool) -> None:
         replicas = self._pools.replicas(pool.spec.name)
-        wanted = [r for r in replicas if not r.drain and _same_job(r, pool)]
+        wanted = [r for r in replicas if not r.drain and same_job(r, pool)]
+        wanted.sort(key=lambda replica: replica.state in (_R.READY, _R.BUSY))  # those that serve stay
         surplus = wanted[: max(0, len(wanted) - pool.desired)]
         for replica in replicas:
             if replica in surplus or replica not in wanted:
@@ -249,8 +248,3 @@ def _own_words(path: Path) -> str:
 
 def cause_of(record: EndRecord) -> str:
     return f"{record.cause}: {record.detail}" if record.detail else record.cause
-
-
-def _same_job(replica: Replica, pool: Pool) -> bool:
-    """Whether the replica is what a new one would be; how many there are to be makes no difference."""
-    return msgspec.structs.replace(replica.spec, replicas=1) == msgspec.structs.replace(pool.spec, replicas=1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
-import hashlib
 import logging
 import os
 import signal
@@ -18,21 +16,21 @@ from aiohttp import web
 from nnsight_hpc import __version__
 from nnsight_hpc.daemon.certificate import load_secret, server_context
 from nnsight_hpc.daemon.changes import Changes
+from nnsight_hpc.daemon.identity import user_name
 from nnsight_hpc.daemon.lease import claim, publish
 from nnsight_hpc.daemon.parts import Parts
 from nnsight_hpc.daemon.people import people_app, take_down
+from nnsight_hpc.daemon.people_socket import PeoplesSocket, socket_path
 from nnsight_hpc.daemon.pools import Pools
 from nnsight_hpc.daemon.reconciler import Reconciler
 from nnsight_hpc.daemon.requests import Requests
 from nnsight_hpc.daemon.store import Store, take_over
 from nnsight_hpc.daemon.workers import workers_app
-from nnsight_hpc.wire.errors import HpcError, InvalidInput
+from nnsight_hpc.wire.errors import HpcError
 from nnsight_hpc.wire.messages import PROTOCOL, Hello
-from nnsight_hpc.wire.places import runtime_folder
 
 if TYPE_CHECKING:
     import ssl
-    from pathlib import Path
 
     from nnsight_hpc.daemon.config import Config
     from nnsight_hpc.daemon.lease import Lease
@@ -40,23 +38,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_SOCKET_PATH = 107  # unix(7): sun_path has 108 bytes, with the final zero
 _SHUTDOWN = 5.0
 """How long answers that are being sent may take once the daemon stops, in seconds."""
 _KILL_GRACE = 30.0
 """How long jobs may take to end after they were cancelled, in seconds."""
-
-
-def socket_path(executor: str, home: Path) -> Path:
-    """The Unix socket for people on this host; raises `InvalidInput` where its path would be too long for Linux."""
-    path = runtime_folder() / f"{executor}-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}.sock"
-    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-        raise InvalidInput(
-            f"the path of the socket is longer than the {_LONGEST_SOCKET_PATH} bytes that Linux allows",
-            where=str(path),
-            next="set XDG_RUNTIME_DIR to a shorter path",
-        )
-    return path
 
 
 async def serve(config: Config, executor: Executor) -> None:
@@ -65,11 +50,10 @@ async def serve(config: Config, executor: Executor) -> None:
     for folder in (places.home, places.requests, places.replicas, places.datasets):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     places.home.chmod(0o700)
-    people = socket_path(config.executor, places.home)
     with _listen_for_workers(config.executor) as workers:
         record = claim(
             config,
-            socket_path=people,
+            socket_path=socket_path(config),
             address="127.0.0.1" if config.executor == "embedded" else socket.gethostname(),
             port=workers.getsockname()[1],
             version=__version__,
@@ -77,7 +61,7 @@ async def serve(config: Config, executor: Executor) -> None:
         tls, secret = server_context(places), load_secret(places)  # nobody else can be making them now
         lease = publish(config, msgspec.structs.replace(record, certificate=places.certificate.read_text()))
         try:
-            await _Daemon(config, executor, lease).run(people, workers, tls, secret)
+            await _Daemon(config, executor, lease).run(workers, tls, secret)
         finally:
             lease.release()
 
@@ -85,15 +69,6 @@ async def serve(config: Config, executor: Executor) -> None:
 def _listen_for_workers(executor: str) -> socket.socket:
     """On this machine only where the workers are here, too."""
     return socket.create_server(("127.0.0.1" if executor == "embedded" else "0.0.0.0", 0))  # noqa: S104
-
-
-def _listen_for_people(path: Path) -> tuple[socket.socket, int]:
-    """The listener, and the inode of its name, by which it is known to be ours at the end."""
-    path.unlink(missing_ok=True)  # of a daemon that was killed: the lease is ours
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    return listener, path.stat().st_ino
 
 
 class _Daemon:
@@ -104,7 +79,7 @@ class _Daemon:
         self._stopping = asyncio.Event()
         self._end_asked = asyncio.Event()
 
-    async def run(self, people: Path, workers: socket.socket, tls: ssl.SSLContext, secret: str) -> None:
+    async def run(self, workers: socket.socket, tls: ssl.SSLContext, secret: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
         database = await asyncio.to_thread(take_over, self._config.places, self._lease.record.epoch)
@@ -112,14 +87,14 @@ class _Daemon:
             store = Store(database, self._lease.check)
             stack.push_async_callback(store.close)
             parts = await self._parts(store)
-            await _site(stack, workers_app(parts, secret), workers, tls)
-            listener, inode = _listen_for_people(people)
-            stack.callback(_remove_socket, people, inode)
-            await _site(stack, people_app(parts), listener)
+            await web.SockSite(await _runner(stack, workers_app(parts, secret)), workers, ssl_context=tls).start()
+            people = PeoplesSocket(await _runner(stack, people_app(parts)), self._config)
+            stack.callback(people.remove)
+            await people.listen()
             stack.callback(parts.changes.close)  # long polls are answered before their connections close
             record = self._lease.record
-            logger.info("epoch %s, process %s, on %s, port %s", record.epoch, record.pid, people, record.port)
-            await self._until_stopped(parts)
+            logger.info("epoch %s, process %s, on %s, port %s", record.epoch, record.pid, people.path, record.port)
+            await self._until_stopped(parts, people)
         logger.info("stopped")
 
     async def _parts(self, store: Store) -> Parts:
@@ -136,7 +111,7 @@ class _Daemon:
         return Hello(
             protocol=PROTOCOL,
             version=__version__,
-            owner=getpass.getuser(),
+            owner=user_name(os.getuid()),
             host=record.host,
             pid=record.pid,
             epoch=record.epoch,
@@ -146,11 +121,12 @@ class _Daemon:
 
     # -- the tasks beside the interfaces ---------------------------------------------------------------------------
 
-    async def _until_stopped(self, parts: Parts) -> None:
+    async def _until_stopped(self, parts: Parts, people: PeoplesSocket) -> None:
         """Until the first of these returns, or fails: the daemon then ends with its error."""
         work = (
             self._stopping.wait(),
             self._keep_lease(),
+            self._keep_socket(people),
             self._take_back_lost(parts),
             self._end_replicas_when_asked(parts),
             parts.reconciler.run(),
@@ -174,6 +150,16 @@ class _Daemon:
             if not ours:
                 logger.error("another daemon has the lease, or it was removed: this one ends")
                 return
+
+    async def _keep_socket(self, people: PeoplesSocket) -> None:
+        """Be found by those who come after the socket's folder was removed."""
+        while True:
+            await asyncio.sleep(self._config.socket_look)
+            try:
+                if await people.renew():
+                    await asyncio.to_thread(self._lease.say_socket, people.path)
+            except (OSError, HpcError) as error:
+                logger.warning("the socket cannot be made anew: %s", error)
 
     async def _take_back_lost(self, parts: Parts) -> None:
         """Queue requests again that no worker has named for `Config.silence`."""
@@ -200,17 +186,8 @@ class _Daemon:
             logger.warning("these replicas have not ended: %s", [replica.id for replica in parts.pools.replicas()])
 
 
-async def _site(
-    stack: AsyncExitStack, app: web.Application, listener: socket.socket, tls: ssl.SSLContext | None = None
-) -> None:
+async def _runner(stack: AsyncExitStack, app: web.Application) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener, ssl_context=tls).start()
-
-
-def _remove_socket(path: Path, inode: int) -> None:
-    """Unless the next daemon has put its own in this place."""
-    with suppress(FileNotFoundError):
-        if path.stat().st_ino == inode:
-            path.unlink()
+    return runner

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from nnsight_hpc.daemon.errors import error_response, errors_as_reports
+from nnsight_hpc.daemon.pools import same_job
 from nnsight_hpc.daemon.reconciler import cause_of
 from nnsight_hpc.daemon.web import LONGEST_WAIT, MESSAGE_BYTES, answer, done, message, number, required
 from nnsight_hpc.wire.errors import Denied, Incompatible, InvalidInput, NotFound, Unreachable
@@ -136,8 +137,8 @@ class WorkersApi:
             total=report.total,
             ends=report.ends if report.ends is not None else replica.status.ends,
         )
-        pool = self._pools.find(replica.spec.name)
-        if report.model is not None and pool is not None and pool.model != report.model:
+        pool = self._pools.get(replica.spec.name)
+        if report.model is not None and pool.model != report.model and same_job(replica, pool):
             await self._learn_model(replica, report)
         return answer(self._orders(replica.id))
 
@@ -197,4 +198,4 @@ class WorkersApi:
             found = self._pools.replica(replica)
         except NotFound:
             return True
-        return found.drain or found.state == _R.DRAINING
+        return self._pools.is_leaving(found)

@@ -60,7 +60,7 @@ def add(
     }
     profile = msgspec.convert({key: value for key, value in given.items() if value is not None}, Cluster)
     path = config.add(name, profile, default=default)
-    app.answer(profile, lambda: print(f"Added {name} to {path}. Next: nnsight-hpc -c {name} status"))
+    app.answer(profile, lambda: print(f"Added {name} to {path}. Next: nnsight-hpc -c {name} daemon start"))
 
 
 @cluster.command("list")

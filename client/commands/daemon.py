@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from nnsight_hpc.client import config
-from nnsight_hpc.client.app import App, HpcGroup, pass_app
+from nnsight_hpc.client.app import App, HpcGroup, note, pass_app
 from nnsight_hpc.client.commands.status import daemon_words
 from nnsight_hpc.client.config import LOCAL
 from nnsight_hpc.client.launch import STOP_TIMEOUT, log_tail, wait_until_gone
-from nnsight_hpc.wire.errors import NotFound, Unreachable
+from nnsight_hpc.wire.errors import HpcError, NotFound, Unreachable
 from nnsight_hpc.wire.messages import Hello
 from nnsight_hpc.wire.places import places
+
+_WORKERS_TIMEOUT = 120.0
+"""Seconds besides: the daemon lets workers finish for a minute, and gives their jobs half a minute to end after that."""
 
 
 @click.group(cls=HpcGroup)
@@ -40,9 +45,11 @@ def stop(app: App, workers: bool) -> None:
     """Stop it; workers go on, and a new daemon finds them."""
     client = app.client(start=False)
     hello = client.get("/v1/hello", Hello)
-    client.call("POST", f"/v1/stop?workers={int(workers)}", timeout=600)
+    client.call("POST", f"/v1/stop?workers={int(workers)}")
     client.close()
-    if _is_local(app) and not wait_until_gone(hello.pid, STOP_TIMEOUT):
+    if workers:
+        note("Waits for the workers to finish what they run, or to be ended after a minute.")
+    if not _wait_until_stopped(app, hello, STOP_TIMEOUT + workers * _WORKERS_TIMEOUT):
         raise Unreachable(f"the daemon, process {hello.pid}, does not end", where=hello.host)
     app.answer(hello, lambda: print(f"Stopped the daemon on {hello.host}, process {hello.pid}."))
 
@@ -64,6 +71,21 @@ def logs(app: App, lines: int) -> None:
 def _say(app: App, *, start: bool) -> None:
     hello = app.client(start=start).get("/v1/hello", Hello)
     app.answer(hello, lambda: print(daemon_words(hello)))
+
+
+def _wait_until_stopped(app: App, hello: Hello, seconds: float) -> bool:
+    """False when it still answers (on this machine: when its process is still there) after so long."""
+    if _is_local(app):
+        return wait_until_gone(hello.pid, seconds)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if app.client(start=False).get("/v1/hello", Hello).epoch != hello.epoch:
+                return True
+        except HpcError:
+            return True
+        time.sleep(1)
+    return False
 
 
 def _is_local(app: App) -> bool:

@@ -42,4 +42,6 @@ def fetch(app: App, name: str, folder: Path) -> None:
 def _state(dataset: DatasetStatus) -> str:
     if dataset.complete:
         return "complete"
-    return f"being written: {dataset.request.state.lower()}" if dataset.request else "incomplete"
+    if dataset.request is None:
+        return "incomplete"
+    return f"{'incomplete' if dataset.request.state.ended else 'being written'}: {dataset.request.state.lower()}"

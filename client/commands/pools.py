@@ -16,6 +16,7 @@ from nnsight_hpc.client.waiting import check_not_held, newest, replica_words, wa
 from nnsight_hpc.wire.errors import InvalidInput, NotFound
 from nnsight_hpc.wire.messages import PoolSpec, PoolStatus, decode
 from nnsight_hpc.wire.names import check_name
+from nnsight_hpc.wire.states import ReplicaState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ def up(app: App, /, name: str, wait: bool, model: str, **options: Any) -> None:
     """
     spec = _spec(app, name, model, options)
     client = app.client()
-    known = _ended_before(client, name)
+    known = _not_awaited(client, spec)
     pool = client.put(f"/v1/pools/{name}", spec, PoolStatus)
     if wait:
         pool = wait_until_ready(client, pool, known=known)
@@ -83,7 +84,10 @@ def up(app: App, /, name: str, wait: bool, model: str, **options: Any) -> None:
 @click.option("--wait", is_flag=True, help="Return when all workers have ended.")
 @pass_app
 def down(app: App, name: str, wait: bool) -> None:
-    """End a pool's workers, each after what it is running."""
+    """End a pool's workers; what runs has a minute.
+
+    What waits for the pool fails. A dump stops at once, and goes on when it is started again on a pool with the same model.
+    """
     client = app.client(start=False)
     pool = decode(client.call("DELETE", f"/v1/pools/{check_name(name, of='pool')}"), PoolStatus)
     if wait:
@@ -125,12 +129,15 @@ def _spec(app: App, name: str, model: str, options: dict[str, Any]) -> PoolSpec:
         raise InvalidInput("the pool's options are wrong", why=str(error)) from None
 
 
-def _ended_before(client: HttpClient, name: str) -> frozenset[str]:
+def _not_awaited(client: HttpClient, spec: PoolSpec) -> frozenset[str]:
+    """Replicas whose end is no failure of what is asked for now: they have ended, are leaving, or may be replaced."""
     try:
-        pool = client.get(f"/v1/pools/{name}", PoolStatus)
+        pool = client.get(f"/v1/pools/{spec.name}", PoolStatus)
     except NotFound:
         return frozenset()
-    return frozenset(replica.id for replica in pool.replicas if replica.state.ended)
+    changes = pool.spec != spec or pool.desired == 0
+    leaving = (ReplicaState.DRAINING, ReplicaState.ENDED)
+    return frozenset(replica.id for replica in pool.replicas if changes or replica.state in leaving)
 
 
 def _print(pool: PoolStatus) -> None:

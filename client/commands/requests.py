@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -23,9 +24,19 @@ if TYPE_CHECKING:
     from nnsight_hpc.wire.http import HttpClient
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _in_a_folder(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a file that could not be made, before anything runs."""
+    if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        raise click.BadParameter(f"no file can be made in the folder {path.absolute().parent}")
+    return path
+
+
 _OUT = click.option(
     "--out",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_in_a_folder,
     help="Write the saved tensors as safetensors.",
 )
 _NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
@@ -68,8 +79,12 @@ def wait(app: App, request: str, out: Path | None) -> None:
     status = check_completed(wait_for_request(client, check_request_id(request)))
     if status.kind == "run":
         _finish(app, client, status, out)
-    else:
-        app.answer(status, lambda: print(f"{request} {status.state.lower()}"))
+        return
+    if out is not None:
+        raise InvalidInput(
+            f"request {request} is a dump, and has no tensors for --out", next="nnsight-hpc fetch copies its dataset"
+        )
+    app.answer(status, lambda: print(f"{request} {status.state.lower()}"))
 
 
 @command()

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -55,7 +56,7 @@ class EmbeddedExecutor:
         text = self.script(replica, spec, places)
         try:
             write_atomically(folder / "script", text.encode())
-            with (folder / "log").open("ab") as log:
+            with open(folder / "log", "ab", opener=partial(os.open, mode=0o600)) as log:
                 child = subprocess.Popen(
                     ["bash", "script"],
                     cwd=folder,

@@ -226,6 +226,7 @@ def test_up_wait_does_not_mind_the_end_of_replicas_that_make_way(server):
         replica(ReplicaState.READY),
     ]
     assert call("up", "smol", "--model", "m", "--wait")[0] == "Pool smol: ready job 17\n"
+    pool(server, replica(ReplicaState.LOADING))
     server.replicas = [
         replica(ReplicaState.PENDING, "smol-2"),
         replica(ReplicaState.ENDED, reason="cancelled"),

@@ -124,6 +124,7 @@ def test_a_worker_of_the_old_model_gets_no_request_of_the_new_one(daemon_with):
     daemon = daemon_with(job="deaf_job", retry=30, drain=30)
     daemon.up()
     worker, name = daemon.worker(), new_request_id()
+    wait_for(lambda: daemon.people().call("GET", "/v1/pools/smol/log"))
     worker.report(ReplicaState.READY, model=ModelIdentity(id="org/model", fingerprint="old"))
     changed = daemon.up(revision="2")
     assert [r.state for r in changed.replicas if r.id == worker.replica] == [ReplicaState.DRAINING]
