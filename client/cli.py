@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "dump": ("dump", "Write a pool's activations over a corpus as a dataset."),
         "datasets": ("datasets", "List datasets."),
         "fetch": ("datasets", "Copy a dataset here, checked; goes on where it stopped."),
+        "remove": ("datasets", "Remove a dataset from the cluster."),
     },
     "Program": {
         "demo": ("demo", "Show everything on this machine, with a small model."),

@@ -28,7 +28,9 @@ def check_dataset_is_free(dump: DumpSpec, last: Row | None, folder: Path) -> Non
         return
     if last is None or last.dump is None or last.state == RequestState.COMPLETED:
         raise Conflict(
-            f"dataset {dump.name} exists", where=str(folder), next="choose another name, or remove the dataset"
+            f"dataset {dump.name} exists",
+            where=str(folder),
+            next=f"choose another name, or `nnsight-hpc remove {dump.name}` first",
         )
     settings = [name for name in DumpSpec.__struct_fields__ if name != "command"]
     if differing := [name for name in settings if getattr(dump, name) != getattr(last.dump, name)]:

@@ -1,4 +1,4 @@
-"""``nnsight-hpc datasets`` and ``fetch``."""
+"""``nnsight-hpc datasets``, ``fetch`` and ``remove``."""
 
 from __future__ import annotations
 
@@ -37,6 +37,23 @@ def fetch(app: App, name: str, folder: Path) -> None:
 
     path = copy(app.client(), check_name(name, of="dataset"), folder.absolute())
     app.answer({"path": str(path)}, lambda: print(path))
+
+
+@command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_app
+def remove(app: App, name: str, yes: bool) -> None:
+    """Remove a dataset from the cluster.
+
+    What has been fetched stays.
+    """
+    client = app.client()
+    dataset = client.get(f"/v1/datasets/{check_name(name, of='dataset')}", DatasetStatus)
+    if not yes:
+        click.confirm(f"Remove {dataset.path}?", abort=True, err=True)
+    client.call("DELETE", f"/v1/datasets/{name}", timeout=600)
+    app.answer(dataset, lambda: print(f"Removed {dataset.path}."))
 
 
 def _state(dataset: DatasetStatus) -> str:

@@ -114,7 +114,7 @@ def _check_same(path: Path, captures: Sequence[CaptureSpec], tokens: TokenTable,
             f"dataset {path.stem} exists, and is another one",
             where=str(path),
             why=f"they differ in {', '.join(differing)}",
-            next="choose another name, or remove the dataset",
+            next=f"choose another name, or `nnsight-hpc remove {path.stem}` first",
         )
     logger.info("going on with %s", path)
 

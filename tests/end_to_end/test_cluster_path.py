@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +122,15 @@ def test_second_dump_of_the_same_name_is_refused(laptop, pool):
     assert ended.returncode == 5
     assert "run1" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_removed_dataset_is_gone_from_scratch_only(laptop, pool):
+    """`remove` takes the dataset off the cluster, and the fetched copy stays."""
+    [dataset] = json.loads(laptop.nnsight("datasets", "--json").stdout)
+    laptop.nnsight("remove", "run1", "--yes")
+    assert not Path(dataset["path"]).exists()
+    assert (laptop.home / "run1.zarr" / "zarr.json").exists()
+    assert json.loads(laptop.nnsight("datasets", "--json").stdout) == []
 
 
 def test_job_that_ends_before_it_registers_shows_its_log(laptop, pool):
