@@ -164,11 +164,9 @@ class _Demo:
     def _say_where_everything_lies(self) -> None:
         total = sum(self.seconds.values())
         write_atomically(self._folder / _MARK, json.dumps({"seconds": self.seconds}).encode(), mode=0o644)
-        print(
-            f"\n=== Done in {total:.0f} s. Nothing runs any more. Everything lies in {self._folder}:"
-            if not self._keep
-            else ""
-        )
+        stop = f"{HOME_VARIABLE}={self._environment[HOME_VARIABLE]} nnsight-hpc daemon stop --workers"
+        running = f"Daemon and worker still run; to stop them:\n{stop}\n" if self._keep else "Nothing runs any more. "
+        print(f"\n=== Done in {total:.0f} s. {running}Everything lies in {self._folder}:")
         for name, what in (
             ("activation_patching.png", "the heat map"),
             (f"{DATASET}.zarr", "the fetched dataset"),

@@ -148,6 +148,10 @@ class Paramiko:
             raise changed_host_key(where, host=hop.host, port=hop.port, offered=offered, known=shown)
 
 
+_STATUS_TIMEOUT = 5.0
+"""How long a program's exit status may take after its last byte, in seconds."""
+
+
 class ParamikoAttached:
     """A program at the end of a channel; `said` is the end of what it wrote to stderr."""
 
@@ -160,7 +164,7 @@ class ParamikoAttached:
 
     def why_ended(self) -> HpcError:
         self._stderr.join(5)
-        ended = self._channel.status_event.wait(5)
+        ended = self._channel.status_event.wait(_STATUS_TIMEOUT)
         status = self._channel.exit_status if ended else -1
         return self._owner.ended(self, status if status >= 0 else None)
 
@@ -168,6 +172,8 @@ class ParamikoAttached:
         """The program wrote its last byte, or nobody reads any more."""
         with suppress(OSError):  # it may be closed on the other side
             self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
+        if self._channel.eof_received:  # the exit status follows the last byte; closing before it came would lose it
+            self._channel.status_event.wait(_STATUS_TIMEOUT)
         self._channel.close()
         self._sock.close()
         self._owner.release()
