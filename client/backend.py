@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from nnsight_hpc.client.session import connect
+from nnsight_hpc.client.waiting import check_completed
 from nnsight_hpc.execution.values import save_tensors, unpack_values
-from nnsight_hpc.wire.errors import HpcError, from_report
+from nnsight_hpc.wire.errors import HpcError
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import RequestStatus
 from nnsight_hpc.wire.names import new_request_id
-from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,7 +60,7 @@ class RemoteBackend:
         try:
             with _cancelled_on_interrupt(daemon, request):
                 status = daemon.put(f"/v1/requests/{request}{query}", frame, RequestStatus, timeout=300)
-                _raise_if_failed(_wait(daemon, status))
+                check_completed(_wait(daemon, status))
                 return unpack_values(daemon.call("GET", f"/v1/requests/{request}/result", timeout=300))
         finally:
             daemon.close()
@@ -81,11 +81,6 @@ def _wait(daemon: HttpClient, status: RequestStatus) -> RequestStatus:
 def _place(status: RequestStatus) -> str:
     note = f": {status.note}" if status.note else ""
     return f", place {status.position} in the queue{note}" if status.position is not None else note
-
-
-def _raise_if_failed(status: RequestStatus) -> None:
-    if status.state is not RequestState.COMPLETED and status.error is not None:
-        raise from_report(status.error)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from nnsight_hpc.graph.build import FORWARD, PARAMETER, READS, SAVE, SETS
-from nnsight_hpc.graph.nodes import leaves
+from nnsight_hpc.graph.nodes import refs_in
 from nnsight_hpc.graph.operations import IN_PLACE, VIEWS
 from nnsight_hpc.wire.errors import InvalidGraph
 
@@ -138,27 +138,22 @@ class _Memory:
         if node.op in VIEWS:
             return () if node.op == "attribute" and node.args[1] in _FACTS else node.refs()
         if node.op in SETTERS:
-            return _refs(node.args[2])
-        return _refs(node.args[0]) if node.op in IN_PLACE else ()
+            return refs_in(node.args[2])
+        return refs_in(node.args[0]) if node.op in IN_PLACE else ()
 
     def _join(self, a: int, b: int) -> None:
         self._parent[self(b)] = self(a)
 
 
-def _refs(value: object) -> list[int]:
-    return [leaf.id for leaf in leaves(value) if hasattr(leaf, "id")]
-
-
 def _changed(node: Node) -> int | None:
     """The node whose value this one changes in place."""
-    refs = _refs(node.args[0]) if node.op in IN_PLACE and node.args else []
-    return refs[0] if refs else None
+    return next(refs_in(node.args[0]), None) if node.op in IN_PLACE and node.args else None
 
 
-def _edges(graph: Graph, memory: _Memory, after: dict[int, set[int]]) -> list[set[int]]:
+def _edges(graph: Graph, memory: _Memory, after: dict[int, int]) -> list[set[int]]:
     """For each node the nodes that must run before it: what it uses, and the order of reads and writes of one memory.
 
-    `after` has the forwards that a change must not disturb.
+    `after` has, for a change, the last forward that it must not disturb.
     """
     edges: list[set[int]] = []
     readers: dict[int, list[int]] = defaultdict(list)  # of each memory, since its last write
@@ -178,19 +173,21 @@ def _edges(graph: Graph, memory: _Memory, after: dict[int, set[int]]) -> list[se
             else:
                 readers[block].append(node.id)
         before.discard(node.id)
-        edges.append(before | after.get(node.id, set()))
+        if node.id in after:
+            before.add(after[node.id])
+        edges.append(before)
     return edges
 
 
-def _due(graph: Graph, memory: _Memory) -> tuple[dict[Point, tuple[int, ...]], dict[int, set[int]]]:
-    """What must have run before the model goes on from each point, and, for changes, the forwards that must be over first.
+def _due(graph: Graph, memory: _Memory) -> tuple[dict[Point, tuple[int, ...]], dict[int, int]]:
+    """What must have run before the model goes on from each point, and, for changes, the forward that must be over first.
 
     A change that a later trace makes to a value of an earlier one comes after the earlier forward, as it does in the program.
     """
     points: dict[int, dict[Point, None]] = defaultdict(dict)
-    passed: dict[int, set[int]] = {}  # of each memory the last forward that the program is past
+    passed: dict[int, int] = {}  # of each memory the last forward that the program is past
     due: dict[Point, list[int]] = defaultdict(list)
-    after: dict[int, set[int]] = {}
+    after: dict[int, int] = {}
     over = _over(graph)
     parameters = {memory(node.id) for node in graph.nodes if node.op == PARAMETER}
     for node in graph.nodes:
@@ -204,10 +201,11 @@ def _due(graph: Graph, memory: _Memory) -> tuple[dict[Point, tuple[int, ...]], d
             block = memory(target)
             for point in [p for p in points[block] if over[p.forward] <= node.id]:
                 del points[block][point]
-                passed[block] = {max({point.forward} | passed.get(block, set()))}
+                passed[block] = max(point.forward, passed.get(block, point.forward))
             for point in points[block]:
                 due[point].append(node.id)
-            after[node.id] = passed.get(block, set())
+            if block in passed:
+                after[node.id] = passed[block]
     return {point: tuple(nodes) for point, nodes in due.items()}, after
 
 

@@ -67,8 +67,7 @@ class Node:
 
     def refs(self) -> Iterator[int]:
         """The ids of the nodes whose values this one uses, in the order of its arguments, with repetitions."""
-        for value in (self.args, dict(self.kwargs)):
-            yield from (leaf.id for leaf in leaves(value) if isinstance(leaf, Ref))
+        return refs_in((self.args, dict(self.kwargs)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +115,11 @@ def leaves(value: Any) -> Iterator[Any]:
         yield from leaves((value.start, value.stop, value.step))
     else:
         yield value
+
+
+def refs_in(value: Any) -> Iterator[int]:
+    """The ids of the nodes that a nested argument refers to, in its order, with repetitions."""
+    return (leaf.id for leaf in leaves(value) if isinstance(leaf, Ref))
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:

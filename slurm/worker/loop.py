@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.execution import run_graph
 from nnsight_hpc.execution.values import load_tensors, pack_values
-from nnsight_hpc.graph import Graph, validate
+from nnsight_hpc.graph import Graph
 from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.faults import free_memory, is_fatal, report_of
 from nnsight_hpc.wire.errors import HpcError, InvalidInput, NotFound, ReplicaFailed, RequestCancelled
@@ -86,7 +86,6 @@ class Runner:
     def _run_graph(self, lease: Lease, frame: memoryview) -> bytes:
         header, block = unpack(frame)
         graph = Graph.from_json(header)
-        validate(graph)
         tensors = load_tensors(block)
         values = run_graph(graph, tensors, self._loaded.module, cancelled=lambda: self._control.is_cancelled(lease.id))
         return pack_values(values)

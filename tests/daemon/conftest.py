@@ -14,6 +14,8 @@ from tests.daemon.process import DaemonProcess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.daemon.process import Worker
+
 
 @pytest.fixture
 def base() -> Iterator[Path]:
@@ -44,6 +46,13 @@ def daemon() -> Iterator[DaemonProcess]:
     with DaemonProcess(folder) as daemon:
         yield daemon
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def worker(daemon: DaemonProcess) -> Worker:
+    """A ready worker of the pool `smol` of that daemon."""
+    daemon.up()
+    return daemon.worker()
 
 
 @pytest.fixture

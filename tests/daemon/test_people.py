@@ -39,13 +39,7 @@ from nnsight_hpc.wire.messages import (
 )
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.states import ReplicaState, RequestState
-from tests.daemon.process import DaemonProcess, Worker, dump_frame, run_frame, send, wait_for
-
-
-@pytest.fixture(scope="module")
-def worker(daemon: DaemonProcess) -> Worker:
-    daemon.up()
-    return daemon.worker()
+from tests.daemon.process import dump_frame, run_frame, send, wait_for
 
 
 def test_hello_names_the_user_whom_the_kernel_names(daemon):

@@ -22,13 +22,7 @@ from nnsight_hpc.wire.messages import (
 )
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.states import ReplicaState, RequestState
-from tests.daemon.process import DaemonProcess, Worker, run_frame, send, wait_for
-
-
-@pytest.fixture(scope="module")
-def worker(daemon: DaemonProcess) -> Worker:
-    daemon.up()
-    return daemon.worker()
+from tests.daemon.process import Worker, run_frame, send, wait_for
 
 
 def test_a_wrong_secret_is_refused_and_logged(daemon, worker):
