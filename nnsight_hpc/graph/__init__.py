@@ -1,7 +1,7 @@
 """The intervention graph as data: nodes, allowed operations by name, JSON codec, validation, text. No torch."""
 
 from nnsight_hpc.graph.build import GraphBuilder, capture_graph, expand_points
-from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Source, TensorRef
+from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Seed, Source, TensorRef
 from nnsight_hpc.graph.validation import validate
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "GraphBuilder",
     "Node",
     "Ref",
+    "Seed",
     "Source",
     "TensorRef",
     "capture_graph",

@@ -20,6 +20,30 @@ SETS = {"input": "model.set_input", "inputs": "model.set_inputs", "output": "mod
 PARAMETER = "model.parameter"
 CALL = "model.call"
 SAVE = "save"
+GENERATE = "model.generate"
+FORWARDS = frozenset({FORWARD, GENERATE})
+INVOKE = "model.invoke"
+SKIP = "model.skip"
+RESULT = "model.result"
+BACKWARD = "grad.backward"
+READ_GRAD = "grad.read"
+SET_GRAD = "grad.set"
+IF = "control.if"
+ELSE = "control.else"
+MERGE = "control.merge"
+LOOP = "control.loop"
+ITEM = "control.item"
+CARRIED = "control.carried"
+NEXT = "control.next"
+END = "control.end"
+FINAL = "control.final"
+COLLECT = "control.collect"
+RANGE = "control.range"
+LIST = "container.list"
+DICT = "container.dict"
+APPEND = "container.append"
+LOG = "log"
+APPLY = "local.apply"
 
 
 class GraphBuilder:
@@ -28,12 +52,19 @@ class GraphBuilder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
 
-    def add(self, op: str, *args: Any, source: Source | None = None, **kwargs: Any) -> int:
+    def add(self, op: str, *args: Any, source: Source | None = None, block: int | None = None, **kwargs: Any) -> int:
         """Append a node and return its id."""
-        return self.append(op, args, kwargs, source)
+        return self.append(op, args, kwargs, source, block)
 
-    def append(self, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], source: Source | None) -> int:
-        node = Node(len(self.nodes), op, args, kwargs, source)
+    def append(
+        self,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        source: Source | None,
+        block: int | None = None,
+    ) -> int:
+        node = Node(len(self.nodes), op, args, kwargs, source, block)
         self.nodes.append(node)
         return node.id
 

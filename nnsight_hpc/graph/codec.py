@@ -1,11 +1,12 @@
 """Graphs as JSON documents, and back.
 
-A document is ``{"format", "version", "model", "kind", "nodes": [{"id", "op", "args", "kwargs", "source"}], "saves"}``.
-JSON's own null, booleans, integers, finite numbers, strings and lists stand for themselves. Everything else is an object
+A document is ``{"format", "version", "model", "kind", "nodes": [{"id", "op", "args", "kwargs", "block",
+"source"}], "saves"}``; what is empty is left out of a node. JSON's own null, booleans, integers, finite numbers, strings and lists stand for themselves. Everything else is an object
 with exactly one key that names its type::
 
     {"ref": 3}  {"tensor": "t0"}  {"tuple": […]}  {"dict": [[key, value], …]}  {"slice": [start, stop, step]}
     {"ellipsis": true}  {"float": "nan" | "inf" | "-inf"}  {"complex": [re, im]}  {"dtype": "float32"}  {"device": "cpu"}
+    {"seed": 7}
 
 What does not have this form is refused with the place where it stands; nothing is guessed.
 """
@@ -17,7 +18,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nnsight_hpc.graph.limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER, MAX_STRING
-from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Source, TensorRef
+from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Seed, Source, TensorRef
 from nnsight_hpc.wire.errors import InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
 
@@ -46,6 +47,8 @@ def _dump_node(node: Node) -> dict[str, Any]:
         entry["args"] = [dump_value(value) for value in node.args]
     if node.kwargs:
         entry["kwargs"] = {key: dump_value(value) for key, value in node.kwargs.items()}
+    if node.block is not None:
+        entry["block"] = node.block
     if node.source is not None:
         entry["source"] = [node.source.file, node.source.line, node.source.text]
     return entry
@@ -73,6 +76,7 @@ _TAGGED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (TensorRef, "tensor", lambda v: v.name),
     (DType, "dtype", lambda v: v.name),
     (Device, "device", lambda v: v.name),
+    (Seed, "seed", lambda v: v.number),
     (tuple, "tuple", lambda v: [dump_value(item) for item in v]),
     (dict, "dict", lambda v: [[dump_value(key), dump_value(item)] for key, item in v.items()]),
     (slice, "slice", lambda v: [dump_value(part) for part in (v.start, v.stop, v.step)]),
@@ -135,7 +139,7 @@ def _load_model(entry: Any) -> ModelIdentity:
 
 def _load_node(entry: Any, where: str) -> Node:
     node = _object(entry, where)
-    _only(node, {"id", "op", "args", "kwargs", "source"}, where)
+    _only(node, {"id", "op", "args", "kwargs", "block", "source"}, where)
     kwargs = _object(node.get("kwargs", {}), f"{where}.kwargs")
     return Node(
         id=_integer(node.get("id"), f"{where}.id"),
@@ -143,6 +147,7 @@ def _load_node(entry: Any, where: str) -> Node:
         args=tuple(load_value(v, f"{where}.args", 0) for v in _list(node.get("args", []), f"{where}.args")),
         kwargs={key: load_value(value, f"{where}.kwargs.{key}", 0) for key, value in kwargs.items()},
         source=_load_source(node["source"], f"{where}.source") if "source" in node else None,
+        block=_integer(node["block"], f"{where}.block") if "block" in node else None,
     )
 
 
@@ -216,6 +221,7 @@ _LOADERS: dict[str, Callable[[Any, str, int], Any]] = {
     "tensor": lambda payload, where, _: TensorRef(_text(payload, where)),
     "dtype": lambda payload, where, _: DType(_text(payload, where)),
     "device": lambda payload, where, _: Device(_text(payload, where)),
+    "seed": lambda payload, where, _: Seed(_integer(payload, where)),
     "tuple": lambda payload, where, depth: tuple(load_value(v, where, depth) for v in _list(payload, where)),
     "dict": _load_dict,
     "slice": _load_slice,

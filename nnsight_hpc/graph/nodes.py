@@ -40,6 +40,13 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Seed:
+    """A ``torch.Generator`` by its seed: the same numbers are drawn wherever the graph runs on the same kind of device."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The line of the user that made a node."""
 
@@ -56,7 +63,8 @@ class Node:
     """One operation on constants and on values of earlier nodes.
 
     `args` and the values of `kwargs` are nested from None, bool, int, float, complex, str, slice, Ellipsis, list, tuple,
-    dict with string keys, and the classes above.
+    dict with string keys, and the classes above. `block` is the id of the innermost conditional or loop that the node
+    stands in.
     """
 
     id: int
@@ -64,6 +72,7 @@ class Node:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     source: Source | None = None
+    block: int | None = None
 
     def refs(self) -> Iterator[int]:
         """The ids of the nodes whose values this one uses, in the order of its arguments, with repetitions."""
