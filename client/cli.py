@@ -29,7 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Pools": {
         "up": ("pools", "Keep a model resident, or change how it is."),
         "down": ("pools", "End a pool's workers; what runs has a minute."),
-        "logs": ("pools", "Show a pool's newest log."),
+        "logs": ("pools", "Show a pool's newest log, or what a request says."),
     },
     "Requests": {
         "run": ("requests", "Run a stored graph on a pool."),

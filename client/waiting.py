@@ -9,15 +9,19 @@ from nnsight_hpc.client.app import note
 from nnsight_hpc.client.progress import Progress
 from nnsight_hpc.client.tables import duration, size
 from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound, ReplicaFailed, RequestCancelled, from_report
-from nnsight_hpc.wire.messages import PoolStatus, ReplicaStatus, RequestStatus
+from nnsight_hpc.wire.messages import PoolStatus, ReplicaStatus, RequestLog, RequestStatus
 from nnsight_hpc.wire.states import ReplicaState, RequestState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nnsight_hpc.wire.http import HttpClient
     from nnsight_hpc.wire.messages import DumpProgress
 
 POLL = 2.0
 """Seconds of one long poll while a person looks on: progress is shown as often, a change of state at once."""
+FIRST_POLL, LONG_POLL = 3.0, 25.0
+"""Seconds of one long poll right after a change, and of all others, while a program waits."""
 _SERVING = (ReplicaState.READY, ReplicaState.BUSY)
 
 
@@ -34,6 +38,29 @@ def wait_for_request(client: HttpClient, request: str) -> RequestStatus:
         note(f"The request goes on. nnsight-hpc wait {request}, or nnsight-hpc cancel {request}")
         raise
     return status
+
+
+def until_ended(client: HttpClient, request: str, timeout: float | None = None) -> RequestStatus:
+    """The status of a request once it has ended, or as it is after `timeout` seconds; nothing is said meanwhile."""
+    until = float("inf") if timeout is None else time.monotonic() + timeout
+    status = client.get(f"/v1/requests/{request}", RequestStatus)
+    while not status.state.ended and (left := until - time.monotonic()) > 0:
+        path = f"/v1/requests/{request}?wait={min(left, LONG_POLL):.3f}&seen={status.state}"
+        status = client.get(path, RequestStatus, timeout=LONG_POLL + 30)
+    return status
+
+
+def messages(client: HttpClient, request: str, *, wait: bool = True) -> Iterator[RequestLog]:
+    """What a request says and how it stands, at each change and every so often, until it has ended; or only so far."""
+    position, seen, seconds = 0, "", FIRST_POLL
+    while True:
+        path = f"/v1/requests/{request}/log?from={position}&wait={seconds if wait else 0:g}&seen={seen}"
+        log = client.get(path, RequestLog, timeout=seconds + 30)
+        yield log
+        if log.complete or not (wait or log.lines):
+            return
+        seconds = FIRST_POLL if log.status.state != seen else LONG_POLL
+        position, seen = log.next, log.status.state
 
 
 def check_completed(status: RequestStatus) -> RequestStatus:

@@ -1,4 +1,7 @@
-"""The HTTP interface for people, on the Unix socket: the daemon itself, pools and requests (datasets: `datasets.py`)."""
+"""The HTTP interface for people, on the Unix socket: the daemon itself, pools and requests.
+
+Datasets are in `datasets.py`, the models of pools in `models.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from nnsight_hpc.daemon.errors import errors_as_reports
 from nnsight_hpc.daemon.frames import check_run
 from nnsight_hpc.daemon.identity import check_peer
 from nnsight_hpc.daemon.logs import last_lines
+from nnsight_hpc.daemon.models import ModelsApi
 from nnsight_hpc.daemon.pools import check_spec
 from nnsight_hpc.daemon.refusals import fingerprint_error, result_error
 from nnsight_hpc.daemon.requests import NewRequest
@@ -36,6 +40,7 @@ _UP_SECONDS = 2.0
 """How long `up` waits for a job id and a reason."""
 _NOT_BEGUN = (ReplicaState.SUBMITTED, ReplicaState.DRAINING, ReplicaState.ENDED)
 _MOST_LINES = 10_000
+_LAST_BYTE = 1 << 62
 
 
 def people_app(parts: Parts) -> web.Application:
@@ -43,6 +48,7 @@ def people_app(parts: Parts) -> web.Application:
     arrivals = Arrivals(parts.requests, parts.config)
     app.add_routes(DaemonApi(parts).routes())
     app.add_routes(PoolsApi(parts).routes())
+    app.add_routes(ModelsApi(parts).routes())
     app.add_routes(RequestsApi(parts, arrivals).routes())
     app.add_routes(DatasetsApi(parts, arrivals).routes())
     return app
@@ -169,6 +175,7 @@ class RequestsApi:
             web.put("/v1/requests/{id}", self._put),
             web.get("/v1/requests", self._list),
             web.get("/v1/requests/{id}", self._get),
+            web.get("/v1/requests/{id}/log", self._log),
             web.get("/v1/requests/{id}/result", self._result),
             web.delete("/v1/requests/{id}", self._cancel),
         ]
@@ -198,6 +205,11 @@ class RequestsApi:
     async def _get(self, request: web.Request) -> web.Response:
         name, wait = request.match_info["id"], number(request, "wait", default=0, most=LONGEST_WAIT)
         return answer(await self._requests.wait(name, request.query.get("seen", ""), wait))
+
+    async def _log(self, request: web.Request) -> web.Response:
+        start = int(number(request, "from", default=0, most=_LAST_BYTE))
+        wait = number(request, "wait", default=0, most=LONGEST_WAIT)
+        return answer(await self._requests.log(request.match_info["id"], start, request.query.get("seen", ""), wait))
 
     async def _result(self, request: web.Request) -> web.StreamResponse:
         row = await self._requests.row(request.match_info["id"])

@@ -132,10 +132,14 @@ class Pools:
 
     def replicas(self, pool: str | None = None) -> list[Replica]:
         """Those that have not ended, the newest last."""
-        return [r for r in self._of(pool) if not r.state.ended]
+        return [r for r in self.of(pool) if not r.state.ended]
+
+    def of(self, pool: str | None) -> list[Replica]:
+        """All replicas that are remembered, also ended ones, the newest last."""
+        return [r for r in self._replicas.values() if pool is None or r.spec.name == pool]
 
     def newest(self, pool: str) -> ReplicaStatus | None:
-        return next((self._shown(replica) for replica in reversed(self._of(pool))), None)
+        return next((self._shown(replica) for replica in reversed(self.of(pool))), None)
 
     def is_leaving(self, replica: Replica) -> bool:
         """Whether it is to take nothing new: told to drain, ending by itself, or not what its pool is to be now."""
@@ -145,8 +149,8 @@ class Pools:
 
     def status(self, name: str, queued: int = 0) -> PoolStatus:
         pool = self.get(name)
-        ended = [r for r in self._of(name) if r.state.ended][-_SHOWN_ENDED:]
-        shown = [self._shown(r) for r in self._of(name) if r in ended or not r.state.ended]
+        ended = [r for r in self.of(name) if r.state.ended][-_SHOWN_ENDED:]
+        shown = [self._shown(r) for r in self.of(name) if r in ended or not r.state.ended]
         return PoolStatus(
             spec=pool.spec,
             desired=pool.desired,
@@ -169,7 +173,7 @@ class Pools:
         await self._save_pool(msgspec.structs.replace(self.get(name), desired=0))
 
     async def forget(self, name: str) -> None:
-        await self._drop([replica.id for replica in self._of(name)])
+        await self._drop([replica.id for replica in self.of(name)])
         await self._store.run(lambda c: c.execute("DELETE FROM pools WHERE name = ?", (name,)))
         del self._pools[name]
         self._changes.announce(f"pool:{name}")
@@ -219,7 +223,7 @@ class Pools:
             changed=now,
             log=str(self._places.replica(replica) / "log"),
         )
-        await self._drop([r.id for r in self._of(spec.name) if r.state.ended][:-_KEPT_ENDED])
+        await self._drop([r.id for r in self.of(spec.name) if r.state.ended][:-_KEPT_ENDED])
         return await self._save_replica(Replica(status, spec))
 
     async def _drop(self, replicas: list[str]) -> None:
@@ -245,9 +249,6 @@ class Pools:
             self._changes.announce(f"pool:{replica.spec.name}")
         return replica
 
-    def _of(self, pool: str | None) -> list[Replica]:
-        return [r for r in self._replicas.values() if pool is None or r.spec.name == pool]
-
     def _shown(self, replica: Replica) -> ReplicaStatus:
         """As people see it: one that is leaving drains, also before its worker or its job has been told."""
         if replica.state.ended or not self.is_leaving(replica):
@@ -255,7 +256,7 @@ class Pools:
         return msgspec.structs.replace(replica.status, state=_R.DRAINING)
 
     def _ready(self, pool: str) -> int:
-        return sum(r.state in (_R.READY, _R.BUSY) for r in self._of(pool))
+        return sum(r.state in (_R.READY, _R.BUSY) for r in self.of(pool))
 
     def _fingerprints(self) -> list[str]:
         known = [(name, self._pools[name].model) for name in self.names()]
@@ -283,6 +284,11 @@ def check_spec(spec: PoolSpec, name: str) -> None:
 def same_job(replica: Replica, pool: Pool) -> bool:
     """Whether the replica is what a new one would be; how many there are to be makes no difference."""
     return msgspec.structs.replace(replica.spec, replicas=1) == msgspec.structs.replace(pool.spec, replicas=1)
+
+
+def holds_model(replica: Replica, pool: Pool) -> bool:
+    """Whether the replica was to hold the model that the pool is to hold now."""
+    return _weights(replica.spec) == _weights(pool.spec)
 
 
 def advance(current: ReplicaState, to: ReplicaState, *, of: str) -> ReplicaState:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nnsight_hpc.daemon import table
+from nnsight_hpc.daemon import request_log, table
 from nnsight_hpc.daemon.refusals import check_dataset_is_free, fingerprint_error
 from nnsight_hpc.storage import dataset_folder
 from nnsight_hpc.wire.errors import Conflict, HpcError, ReplicaFailed
-from nnsight_hpc.wire.messages import DumpProgress, DumpSpec, Lease, RequestStatus
+from nnsight_hpc.wire.messages import DumpProgress, DumpSpec, Lease, RequestLog, RequestStatus
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
@@ -86,6 +86,9 @@ class Requests:
     def result_file(self, request: str, attempt: int) -> Path:
         return self._config.places.requests / f"{request}.{attempt}.result"
 
+    def log_file(self, request: str, attempt: int) -> Path:
+        return self._config.places.requests / f"{request}.{attempt}.log"
+
     async def find(self, request: str) -> Row | None:
         return await self._store.run(lambda c: table.find(c, request))
 
@@ -103,6 +106,21 @@ class Requests:
             lambda status: status.state.ended or status.state != seen,
             seconds,
         )
+
+    async def log(self, request: str, start: int, seen: str, seconds: float) -> RequestLog:
+        """What it has said from byte `start` on: as soon as there is any or its state is not `seen`, or after `seconds`."""
+
+        async def read() -> RequestLog:
+            row, position = await self._store.run(lambda c: table.with_position(c, table.get(c, request)))
+            files = [self.log_file(row.id, attempt) for attempt in range(1, row.attempt + 1)]
+            lines, end, is_all = await asyncio.to_thread(request_log.read, files, start)
+            complete = row.state.ended and is_all
+            return RequestLog(status=self._status(row, position), lines=lines, next=end, complete=complete)
+
+        def enough(log: RequestLog) -> bool:
+            return bool(log.lines) or log.complete or log.status.state != seen
+
+        return await self._changes.wait(f"request:{request}", read, enough, seconds)
 
     async def all(self) -> list[RequestStatus]:
         """All that have not ended and the latest that have, in the order of their coming."""
@@ -152,6 +170,7 @@ class Requests:
         row = await self._store.run(cancel)
         if held := self._held.get(request):
             held.cancel = True
+            self._changes.announce(f"orders:{held.replica}")
         if row.state.ended:
             self._ended(row)
         return await self.status(request)
@@ -191,6 +210,13 @@ class Requests:
 
     async def started(self, request: str, replica: str, attempt: int) -> None:
         await self._store.run(lambda c: table.move_to(c, _held_by(c, request, replica, attempt), _Q.RUNNING))
+        self._named(request, replica)
+        self._changes.announce(f"request:{request}")
+
+    async def said(self, request: str, replica: str, attempt: int, at: int, lines: bytes) -> None:
+        """Keep what a running request has said, at its place in the attempt's log."""
+        await self._store.run(lambda c: _held_by(c, request, replica, attempt))
+        await asyncio.to_thread(request_log.write, self.log_file(request, attempt), at, lines)
         self._named(request, replica)
         self._changes.announce(f"request:{request}")
 

@@ -81,8 +81,10 @@ class WorkersApi:
         return [
             web.post("/w1/register", self._register),
             web.post("/w1/report", self._report),
+            web.post("/w1/orders", self._wait_for_orders),
             web.post("/w1/lease", self._lease),
             web.post("/w1/started", self._started),
+            web.post("/w1/log", self._log),
             web.post("/w1/progress", self._progress),
             web.post("/w1/outcome", self._outcome),
             web.post("/w1/end", self._end),
@@ -165,11 +167,13 @@ class WorkersApi:
         return answer(found)
 
     async def _started(self, request: web.Request) -> web.Response:
-        try:
-            attempt = int(required(request, "attempt"))
-        except ValueError:
-            raise InvalidInput("attempt is not a number") from None
+        attempt = _count(request, "attempt")
         await self._requests.started(required(request, "id"), required(request, "replica"), attempt)
+        return done()
+
+    async def _log(self, request: web.Request) -> web.Response:
+        name, replica, attempt = required(request, "id"), required(request, "replica"), _count(request, "attempt")
+        await self._requests.said(name, replica, attempt, _count(request, "at"), await request.read())
         return done()
 
     async def _progress(self, request: web.Request) -> web.Response:
@@ -190,6 +194,15 @@ class WorkersApi:
         self._reconciler.ask_soon()
         return done()
 
+    async def _wait_for_orders(self, request: web.Request) -> web.Response:
+        replica = self._pools.replica(required(request, "replica")).id
+        wait = number(request, "wait", default=0, most=LONGEST_WAIT)
+
+        async def orders() -> Orders:
+            return self._orders(replica)
+
+        return answer(await self._changes.wait(f"orders:{replica}", orders, lambda found: found != Orders(), wait))
+
     def _orders(self, replica: str) -> Orders:
         return Orders(drain=self._must_end(replica), cancel=self._requests.cancels(replica))
 
@@ -199,3 +212,10 @@ class WorkersApi:
         except NotFound:
             return True
         return self._pools.is_leaving(found)
+
+
+def _count(request: web.Request, name: str) -> int:
+    given = required(request, name)
+    if not given.isascii() or not given.isdigit():
+        raise InvalidInput(f"{name}={given} is not a whole number of at least 0", where=request.path)
+    return int(given)

@@ -12,17 +12,39 @@ import msgspec
 from nnsight_hpc.client import config
 from nnsight_hpc.client.app import App, command, note, pass_app
 from nnsight_hpc.client.config import LOCAL
-from nnsight_hpc.client.waiting import check_not_held, newest, replica_words, wait_until_empty, wait_until_ready
+from nnsight_hpc.client.waiting import (
+    check_not_held,
+    messages,
+    newest,
+    replica_words,
+    wait_until_empty,
+    wait_until_ready,
+)
 from nnsight_hpc.wire.errors import InvalidInput, NotFound
 from nnsight_hpc.wire.messages import PoolSpec, PoolStatus, decode
-from nnsight_hpc.wire.names import check_name
+from nnsight_hpc.wire.names import check_name, is_request_id
 from nnsight_hpc.wire.states import ReplicaState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nnsight_hpc.wire.http import HttpClient
+    from nnsight_hpc.wire.messages import LogLine
 
+
+class Bytes(click.ParamType[int]):
+    """A size as Slurm writes it: a number with K, M, G or T (powers of 1024); without, bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        if not number.isascii() or not number.isdigit() or unit not in _UNITS:
+            self.fail(f"{value!r} is not a size like 500M or 8G", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _RESOURCES = (
     click.option("--replicas", type=click.IntRange(1), help="Workers that hold the model.  [default: 1]"),
     click.option("--nodes", type=click.IntRange(1), help="Nodes for each replica.  [default: 1]"),
@@ -31,6 +53,12 @@ _RESOURCES = (
     click.option("--gres", metavar="LIST", help="Slurm's --gres, where a site wants it in place of --gpus-per-node."),
     click.option("--cpus-per-task", type=click.IntRange(1), help="Cores for each rank."),
     click.option("--mem", metavar="SIZE", help="Memory of each node, as 16G."),
+    click.option(
+        "--request-memory",
+        type=Bytes(),
+        metavar="SIZE",
+        help="What one request may need beside the model, as 8G.  [default: what is free]",
+    ),
     click.option("--time", metavar="TIME", help="Walltime, as 1-00:00:00.  [default: 01:00:00]"),
     click.option("--partition", metavar="NAME", help="Slurm's partition."),
     click.option("--account", metavar="NAME", help="Slurm's account."),
@@ -102,19 +130,37 @@ def down(app: App, name: str, wait: bool) -> None:
 
 
 @command()
-@click.argument("pool")
-@click.option("--lines", type=click.IntRange(1), default=50, show_default=True, help="How many, from the end.")
+@click.argument("name", metavar="POOL|ID")
+@click.option("--lines", type=click.IntRange(1), default=50, show_default=True, help="How many, from a log's end.")
 @click.option("--replica", metavar="ID", help="One of the pool's replicas; else the newest.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the request has ended.")
 @pass_app
-def logs(app: App, pool: str, lines: int, replica: str | None) -> None:
-    """Show a pool's newest log."""
+def logs(app: App, name: str, lines: int, replica: str | None, follow: bool) -> None:
+    """Show a pool's newest log, or what a request says.
+
+    A request says what its `log` and `print` say, and all of it is shown.
+    """
+    if is_request_id(name):
+        _request_log(app, name, follow=follow)
+        return
+    if follow:
+        raise InvalidInput("only what a request says can be followed", why=f"{name} is not the id of a request")
     query = urlencode({"lines": lines} | ({"replica": replica} if replica else {}))
     text = (
         app.client(start=False)
-        .call("GET", f"/v1/pools/{check_name(pool, of='pool')}/log?{query}")
+        .call("GET", f"/v1/pools/{check_name(name, of='pool')}/log?{query}")
         .decode("utf-8", "replace")
     )
-    app.answer({"pool": pool, "log": text}, lambda: print(text, end="" if text.endswith("\n") else "\n"))
+    app.answer({"pool": name, "log": text}, lambda: print(text, end="" if text.endswith("\n") else "\n"))
+
+
+def _request_log(app: App, request: str, *, follow: bool) -> None:
+    said: list[LogLine] = []
+    for log in messages(app.client(start=False), request, wait=follow):
+        said += log.lines
+        if not app.json:
+            print(*(line.text + "\n" for line in log.lines), sep="", end="", flush=True)
+    app.answer({"request": request, "log": said}, lambda: None)
 
 
 def _spec(app: App, name: str, model: str, options: dict[str, Any]) -> PoolSpec:

@@ -7,19 +7,25 @@ outstanding the forward is left: what comes later in the model is not computed.
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nnsight_hpc.execution.failures import explained, too_late
+import torch
+
+from nnsight_hpc.execution.failures import explained
+from nnsight_hpc.execution.source import instrumented
+from nnsight_hpc.execution.stops import Stop, Visits
+from nnsight_hpc.graph.build import GENERATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    import torch
     from torch.utils.hooks import RemovableHandle
 
+    from nnsight_hpc.execution.rows import Rows
     from nnsight_hpc.execution.run import Run
-    from nnsight_hpc.execution.schedule import Point
+    from nnsight_hpc.execution.steps import Step
 
 
 class _Left(BaseException):
@@ -27,17 +33,20 @@ class _Left(BaseException):
 
 
 class Moment(Protocol):
-    """What stands at the module that the forward is at."""
+    """What stands at the place that the model is at."""
 
     def get(self, kind: str) -> Any: ...
     def set(self, kind: str, value: Any) -> None: ...
 
 
-class _Before:
+class Before:
     """The arguments of a module that is about to run. ``input`` is the first positional one, or else the first keyword's."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
+        self.changed = False
+        self.skipped: list[Any] = []
+        self.skipped_rows: list[tuple[Rows, Any]] = []
 
     def get(self, kind: str) -> Any:
         if kind == "inputs":
@@ -45,100 +54,227 @@ class _Before:
         return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
 
     def set(self, kind: str, value: Any) -> None:
-        if kind == "inputs":
+        self.changed = True
+        if kind == "skip":
+            self.skipped = [value]
+        elif kind == "inputs":
             self.args, self.kwargs = value
         elif self.args:
             self.args = (value, *self.args[1:])
         else:
             self.kwargs = {**self.kwargs, next(iter(self.kwargs)): value}
 
+    def skip_rows(self, rows: Rows, value: Any) -> None:
+        """Some rows skip the module: it runs for the others, and theirs is replaced in its output. If all do, nothing runs."""
+        self.skipped_rows.append((rows, value))
+        parts = sorted(self.skipped_rows, key=lambda part: part[0].start)
+        tensors = [part for _, part in parts if isinstance(part, torch.Tensor)]
+        if sum(part.stop - part.start for part, _ in parts) == rows.batch and len(tensors) == len(parts):
+            self.skipped, self.skipped_rows = [torch.cat(tensors)], []
 
-class _After:
-    """The output of a module that has just run."""
 
-    def __init__(self, output: Any) -> None:
-        self.output = output
+class After:
+    """The output of a module, or of an operation within one, that has just run."""
+
+    def __init__(self, output: Any, *, within: bool = False) -> None:
+        self.output, self._within = output, within
+        self.changed = False
 
     def get(self, _kind: str) -> Any:
         return self.output
 
     def set(self, _kind: str, value: Any) -> None:
-        if value is None:
+        if value is None and not self._within:
             raise TypeError("the output of a module cannot be set to None: to torch that means unchanged")
-        self.output = value
+        self.output, self.changed = value, True
 
 
 def run_forward(run: Run, forward: int) -> None:
     """Run the model once for the forward node with that id, and everything that hangs on its points."""
-    _Interleaver(run, run.schedule.forwards[forward]).run(forward)
+    _Interleaver(run, forward).go()
 
 
 class _Interleaver:
     """The hooks of one forward, and what is outstanding in it."""
 
-    def __init__(self, run: Run, points: Sequence[Point]) -> None:
-        self._run = run
-        self._outstanding = len(points)
+    def __init__(self, run: Run, forward: int) -> None:
+        self._run, self._forward = run, forward
+        self._visits = run.schedule.stops.visits[forward]
+        self._stops = run.stops(forward)
+        self._outstanding = sum(stop.observed for stop in self._stops)
         self._thread = threading.get_ident()
-        self._calls: Counter[str] = Counter()
-        self._points: dict[str, list[Point]] = defaultdict(list)
-        for point in points:
-            self._points[point.module].append(point)
+        self._handles: list[RemovableHandle] = []
 
-    def run(self, forward: int) -> None:
-        handles: list[RemovableHandle] = []
-        node = self._run.nodes[forward]
-        args, kwargs = self._run.weights.apart(self._run.arguments(node))
+    def go(self) -> None:
+        run, step = self._run, self._run.schedule.step_of(self._forward)
+        args, kwargs = run.own_arguments(step)
+        if self._forward in run.schedule.exposed:
+            args, kwargs = run.shared.weights.apart((args, dict(kwargs)))
+        with ExitStack() as stack:
+            stack.callback(self._remove)
+            for path, operations in self._by_module().items():
+                self._hook(path, operations, stack)
+            if self._forward in run.schedule.divided:
+                stack.enter_context(_batch_seen(run, self._forward, args, kwargs))
+            try:
+                if self._left_to_see():
+                    output = self._call(step, args, kwargs)
+                    if result := self._visits.get("", _NONE).result.get(0):
+                        self._fire(After(output), result)
+                    run.end_of_forward(self._stops)
+            except _Left:
+                pass
+        if not self._left_to_see():
+            run.leave_forward(self._stops)
+
+    def _left_to_see(self) -> bool:
+        """Whether a stop is outstanding on which something depends that is seen outside."""
+        past = self._run.past
+        return any(stop.observed and not past[stop.number] for stop in self._stops)
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _by_module(self) -> dict[str, list[str]]:
+        """The touched modules, each with the operations inside of its forward that are touched."""
+        found: dict[str, list[str]] = {}
+        for path in self._visits:
+            module, _, operation = path.partition(":")
+            found.setdefault(module, []).extend([operation] if operation else [])
+        return found
+
+    def _call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self._run.shared.module
         try:
-            for path, points in self._points.items():
-                module = self._run.part(self._run.schedule.at[points[0]][0])
-                handles += self._hooks(module, path, points)
-            if self._outstanding:
-                with explained(node, args, kwargs):
-                    self._run.module(*args, **kwargs)
-        except _Left:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._run.here = None  # an operation may have failed at a point
+            if step.node.op != GENERATE:
+                return module(*args, **kwargs)
+            kwargs = dict(kwargs)
+            seed = kwargs.pop("seed", None)
+            with torch.random.fork_rng(enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                return module.generate(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - what the model raises is the user's to see
+            raise explained(step.node, args, kwargs, error) from None
 
-    def _hooks(self, module: torch.nn.Module, path: str, points: list[Point]) -> Iterable[RemovableHandle]:
+    def _hook(self, path: str, operations: list[str], stack: ExitStack) -> None:
+        """Put hooks on one module, and on operations inside of its forward."""
+        module, visits = self._run.shared.parts[path], self._visits.get(path, _NONE)
+        if operations:
+            stack.enter_context(instrumented(module, operations, self._operation(path, operations)))
+        skipped, rows = [], []  # type: list[Any], list[tuple[Rows, Any]]
+        if visits.instead:
+            stack.enter_context(_replaceable(module, skipped))
+        if visits.before or visits.instead:
+            before = self._before(visits, skipped, rows)
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        if visits.after or visits.instead:
+            self._handles.append(module.register_forward_hook(self._after(visits, rows)))
+
+    def _before(self, visits: Visits, skipped: list[Any], rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
+        calls = count()
+
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
             if self._elsewhere():
                 return None
-            moment = _Before(args, kwargs)
-            self._calls[path] += 1
-            self._fire(moment, [p for p in points if p.kind != "output" and p.call == self._calls[path] - 1])
-            return moment.args, moment.kwargs
+            moment = Before(args, kwargs)
+            self._begin(visits, next(calls), moment)
+            skipped[:], rows[:] = moment.skipped, moment.skipped_rows
+            return (moment.args, moment.kwargs) if moment.changed else None
+
+        return before
+
+    def _after(self, visits: Visits, rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
+        calls = count()
 
         def after(_: Any, _args: Any, output: Any) -> Any:
             if self._elsewhere():
                 return None
-            moment = _After(output)
-            self._fire(moment, [p for p in points if p.kind == "output" and p.call == self._calls[path] - 1])
-            return moment.output
+            moment = After(output)
+            while rows:
+                part, value = rows.pop()
+                moment.set("output", part.put(value, moment.output))
+            if stop := visits.after.get(next(calls)):
+                self._fire(moment, stop)
+            return moment.output if moment.changed else None
 
-        yield module.register_forward_pre_hook(before, with_kwargs=True)
-        yield module.register_forward_hook(after)
+        return after
+
+    def _operation(self, path: str, names: list[str]) -> Callable[..., Any]:
+        calls = {name: count() for name in names}
+
+        def operation(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if self._elsewhere():
+                return function(*args, **kwargs)
+            visits, call, moment = self._visits[f"{path}:{name}"], next(calls[name]), Before(args, kwargs)
+            self._begin(visits, call, moment)
+            after = After(moment.skipped[0] if moment.skipped else function(*moment.args, **moment.kwargs), within=True)
+            for rows, value in moment.skipped_rows:
+                after.set("output", rows.put(value, after.output))
+            if stop := visits.after.get(call):
+                self._fire(after, stop)
+            return after.output
+
+        return operation
+
+    def _begin(self, visits: Visits, call: int, moment: Before) -> None:
+        """A module or operation is about to run: its inputs, and then whether it is skipped."""
+        if stop := visits.before.get(call):
+            self._fire(moment, stop)
+        if stop := visits.instead.get(call):
+            self._fire(moment, stop)
 
     def _elsewhere(self) -> bool:
         """Whether a hook fires for what is not this forward: a call that the graph makes, or another thread's forward."""
-        return self._run.in_call or threading.get_ident() != self._thread
+        return self._run.shared.in_call or threading.get_ident() != self._thread
 
-    def _fire(self, moment: Moment, points: list[Point]) -> None:
-        """The model is at `points`: run what waited for them, and leave the forward if nothing else waits."""
-        if not points:
-            return
-        run, schedule = self._run, self._run.schedule
-        run.here = moment
-        run.release(sorted(node for point in points for node in schedule.at[point]))
-        run.run_ready()
-        run.here = None
-        for point in points:
-            for node in (*schedule.at[point], *schedule.due.get(point, ())):
-                if node not in run.done:
-                    raise too_late(run.nodes[node], point, schedule, run.done)
-        self._outstanding -= len(points)
-        if not self._outstanding:
+    def _fire(self, moment: Moment, stop: Stop) -> None:
+        """The model is at `stop`: run what waited for it, and leave the forward if nothing else waits."""
+        run = self._run
+        run.fire(moment, stop)
+        self._outstanding -= stop.observed
+        if not self._outstanding or (run.schedule.guarded and not self._left_to_see()):
             raise _Left
+
+
+_NONE = Visits()
+
+
+@contextmanager
+def _replaceable(module: torch.nn.Module, skipped: list[Any]) -> Iterator[None]:
+    """While it lasts, the module returns what is in `skipped`, if anything, instead of running."""
+    forward = module.forward
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        return skipped.pop() if skipped else forward(*args, **kwargs)
+
+    own = "forward" in vars(module)
+    module.forward = instead
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+@contextmanager
+def _batch_seen(run: Run, forward: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
+    """While it lasts, `run` knows how many rows the model's batch has, and how many tokens each row at the call it is in."""
+
+    def look(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
+        named = kwargs.get("input_ids")
+        shown = named if isinstance(named, torch.Tensor) else next(iter(tensors), None)
+        if shown is not None:
+            run.batch[forward] = (shown.shape[0], shown.shape[1] if shown.ndim > 1 else None)
+
+    look(args, kwargs)
+    at_root: Callable[..., None] = lambda _module, args, kwargs: look(args, kwargs)  # noqa: E731
+    handle = run.shared.module.register_forward_pre_hook(at_root, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -7,15 +7,18 @@ memory is compared while the graph runs: a change in place of a weight is refuse
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
+from nnsight_hpc.execution.edges import changes_the_model
 from nnsight_hpc.graph.nodes import leaves, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from nnsight_hpc.graph.nodes import Node
 
 
 def memory_of(value: Any) -> frozenset[int]:
@@ -39,12 +42,43 @@ class Weights:
 
     @cached_property
     def _memory(self) -> frozenset[int]:
-        return memory_of([*chain(self._module.parameters(), self._module.buffers(), self._constants)])
+        return _of_module(self._module) | memory_of([*self._constants])
 
     def hold(self, value: Any) -> bool:
         """Whether a tensor in `value` lies in this memory."""
         return not self._memory.isdisjoint(memory_of(value))
 
+    def refuse_change(self, node: Node, value: Any) -> None:
+        """Raise `InvalidGraph` where `node` would change a tensor of this memory in place."""
+        if self.hold(value):
+            raise changes_the_model(node)
+
     def apart(self, value: Any) -> Any:
         """`value` with copies of the tensors that lie in this memory, for those who may write into what they get."""
         return apart(value, self._memory)
+
+
+_Tables = list[dict[str, Any]]
+_known: WeakKeyDictionary[torch.nn.Module, tuple[_Tables, list[int], frozenset[int]]] = WeakKeyDictionary()
+
+
+def _of_module(module: torch.nn.Module) -> frozenset[int]:
+    """The memory of a module's parameters and buffers; looked up again only where one of them has moved."""
+    if module in _known:
+        tables, addresses, memory = _known[module]
+        if _addresses(tables) == addresses:
+            return memory
+    parts = [*module.modules()]
+    tables = [table for part in parts for table in (part._parameters, part._buffers, part._modules)]  # noqa: SLF001
+    memory = memory_of([*module.parameters(), *module.buffers()])
+    _known[module] = (tables, _addresses(tables), memory)
+    return memory
+
+
+def _addresses(tables: _Tables) -> list[int]:
+    """Where the tensors are, and which the modules are: equal as long as nothing was moved, replaced or added."""
+    return [
+        entry.data_ptr() if isinstance(entry, torch.Tensor) else id(entry)
+        for table in tables
+        for entry in table.values()
+    ]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_hpc.graph.nodes import Device, DType
-from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, FIELDS, PROTOCOL
+from nnsight_hpc.execution.plain import BOUNDED, MAX_ENTRIES, bounded, get_item, set_item, within
+from nnsight_hpc.graph.nodes import Device, DType, Seed
+from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, FIELDS, PROTOCOL, RANDOM, why_no_attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _NAMESPACES: dict[str, Any] = {
     "torch": torch,
@@ -22,6 +23,27 @@ _NAMESPACES: dict[str, Any] = {
     "torch.special": torch.special,
     "operator": operator,
 }
+_MOVES = frozenset({"Tensor.to", "Tensor.cuda"})
+
+
+def carry_out(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], own: torch.device) -> Any:
+    """Run `op`, a listed operation that is not of the protocol itself, on values.
+
+    Every device but ``cpu`` means `own`, the model's, also where it is named by a string or a number. Seeds become generators
+    where the numbers are drawn.
+    """
+    if op in _MOVES:
+        op, args = "Tensor.to", _moved(op, args, own)
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": _device(kwargs["device"], own)}
+    if op in RANDOM:
+        kwargs = _seeded(op, args, kwargs, own)
+    return function_of(op)(*args, **kwargs)
+
+
+def names_a_device(op: str, kwargs: Collection[str]) -> bool:
+    """Whether `carry_out` does more for an operation with these keywords than to call `function_of` it."""
+    return op in _MOVES or op in RANDOM or "device" in kwargs
 
 
 @functools.cache
@@ -29,18 +51,42 @@ def function_of(op: str) -> Callable[..., Any]:
     """What carries out `op`, a name on the list that is not of the protocol itself."""
     if op not in ALLOWED or (op in PROTOCOL and op != "attribute"):
         raise KeyError(op)
-    if op == "attribute":
-        return attribute
-    if op == "operator.setitem":
-        return _setitem
+    if op in _OWN:
+        return _OWN[op]
     namespace, _, name = op.rpartition(".")
     if namespace == "Tensor":
         return _method(name)
+    if namespace == "operator" and name in BOUNDED:
+        return bounded(name)
     if namespace == "einops":
         import einops  # noqa: PLC0415 - an optional dependency of torch users
 
         return getattr(einops, name)  # type: ignore[no-any-return]
     return getattr(_NAMESPACES[namespace], name)  # type: ignore[no-any-return]
+
+
+def attribute(value: Any, name: str) -> Any:
+    """A listed attribute of a tensor, a field of a model's output (a mapping) or of a named tuple of torch."""
+    why = ""
+    if isinstance(value, torch.Tensor):
+        known, why = ATTRIBUTES, why_no_attribute(name)
+    elif type(value).__module__ == "torch.return_types":
+        known = frozenset(field for field in FIELDS if hasattr(value, field))
+    else:
+        known = frozenset(map(str, value)) if isinstance(value, dict) else frozenset()
+    if name not in known:
+        have = f"; it has {', '.join(sorted(known))}" if known else ""
+        raise AttributeError(f"a value of type {type(value).__name__} has no {name!r} here{why and f': {why}'}{have}")
+    return value[name] if isinstance(value, dict) else getattr(value, name)
+
+
+def constant(leaf: Any, device: torch.device) -> Any:
+    """A constant of a graph as torch wants it. Every device but ``cpu`` means the model's own."""
+    if isinstance(leaf, DType):
+        return getattr(torch, leaf.name)
+    if isinstance(leaf, Device):
+        return torch.device("cpu") if leaf.name == "cpu" else device
+    return _generator(leaf.number, device) if isinstance(leaf, Seed) else leaf
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -52,31 +98,84 @@ def _method(name: str) -> Callable[..., Any]:
     return call
 
 
-def _setitem(value: Any, index: Any, new: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"only elements of tensors can be set, and the value is of type {type(value).__name__}")
-    value[index] = new
-    return value
+def _type(value: Any, dtype: Any) -> Any:
+    """``x.type(torch.float16)``; torch would take the name of a class, too."""
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"type() takes a dtype here, such as torch.float32, not {type(dtype).__name__}")
+    return _method("to")(value, dtype)
 
 
-def attribute(value: Any, name: str) -> Any:
-    """A listed attribute of a tensor, a field of a model's output (a mapping) or of a named tuple of torch."""
-    if isinstance(value, torch.Tensor):
-        known = ATTRIBUTES
-    elif type(value).__module__ == "torch.return_types":
-        known = frozenset(field for field in FIELDS if hasattr(value, field))
-    else:
-        known = frozenset(map(str, value)) if isinstance(value, dict) else frozenset()
-    if name not in known:
-        have = f"; it has {', '.join(sorted(known))}" if known else ""
-        raise AttributeError(f"a value of type {type(value).__name__} has no {name!r} here{have}")
-    return value[name] if isinstance(value, dict) else getattr(value, name)
+def _reduce(value: Any, pattern: str, reduction: str, **lengths: Any) -> Any:
+    """``einops.reduce``, which would call a Python function, too."""
+    import einops  # noqa: PLC0415
+
+    if not isinstance(reduction, str):
+        raise TypeError(f"the reduction of einops.reduce is a name such as 'mean' here, not {type(reduction).__name__}")
+    return einops.reduce(value, pattern, reduction, **lengths)
 
 
-def constant(leaf: Any, device: torch.device) -> Any:
-    """A constant of a graph as torch wants it. Every device but ``cpu`` means the model's own."""
-    if isinstance(leaf, DType):
-        return getattr(torch, leaf.name)
-    if isinstance(leaf, Device):
-        return torch.device("cpu") if leaf.name == "cpu" else device
-    return leaf
+def _tolist(value: Any) -> Any:
+    """``x.tolist()``; a tensor that was expanded has many more elements than memory."""
+    if isinstance(value, torch.Tensor) and value.numel() > MAX_ENTRIES:
+        raise ValueError(f"a list of {value.numel()} numbers; the limit is {MAX_ENTRIES}")
+    return _method("tolist")(value)
+
+
+def _in_pieces(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which cuts a tensor, limited in how many pieces it makes: each is an object, however small."""
+
+    def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            numbers = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, int)]
+            longest = max(value.shape, default=0)
+            most = {"unbind": longest, "split": longest // max([1, *numbers[:1]])}.get(name, max(numbers, default=0))
+            if most > MAX_ENTRIES:
+                raise ValueError(f"{most} pieces of a tensor; the limit is {MAX_ENTRIES}")
+        return function(value, *args, **kwargs)
+
+    return call
+
+
+_CUTTING = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
+_OWN: dict[str, Callable[..., Any]] = {
+    "attribute": attribute,
+    "operator.getitem": get_item,
+    "operator.setitem": set_item,
+    "Tensor.type": _type,
+    "Tensor.tolist": _tolist,
+    "einops.reduce": _reduce,
+    "torch.tensor": lambda numbers, **kwargs: torch.tensor(within(numbers), **kwargs),
+    "torch.as_tensor": lambda numbers, **kwargs: torch.as_tensor(within(numbers), **kwargs),
+    "Tensor.new_tensor": lambda value, numbers, **kwargs: _method("new_tensor")(value, within(numbers), **kwargs),
+    **{f"torch.{name}": _in_pieces(name, getattr(torch, name)) for name in _CUTTING},
+    **{f"Tensor.{name}": _in_pieces(name, _method(name)) for name in _CUTTING},
+}
+
+
+def _moved(op: str, args: tuple[Any, ...], own: torch.device) -> tuple[Any, ...]:
+    """The arguments of ``to``, by which ``cuda()`` is expressed, too."""
+    if op == "Tensor.cuda":
+        return (args[0], own)
+    return (args[0], _device(args[1], own), *args[2:]) if len(args) > 1 else args
+
+
+def _device(named: Any, own: torch.device) -> Any:
+    """A device by its name or number; anything else (a dtype, a tensor, a device of a value) stays."""
+    if isinstance(named, str):
+        return torch.device("cpu") if torch.device(named).type == "cpu" else own
+    return own if isinstance(named, int) and not isinstance(named, bool) else named
+
+
+def _seeded(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], own: torch.device) -> dict[str, Any]:
+    """The keywords of a random operation with the generator on the device of what it draws: by default, the model's."""
+    like = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
+    device = kwargs.get("device") or (own if like is None else like.device)
+    generator = kwargs["generator"]
+    if generator.device != device:
+        generator = _generator(generator.initial_seed(), device)
+    factory = like is None and op.startswith("torch.")
+    return {**kwargs, "generator": generator, **({"device": device} if factory else {})}
+
+
+def _generator(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)

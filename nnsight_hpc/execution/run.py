@@ -7,23 +7,54 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_hpc.execution.failures import explained, never_reached
-from nnsight_hpc.execution.interleave import Moment, run_forward
-from nnsight_hpc.execution.locate import find_module, find_parameter
-from nnsight_hpc.execution.memory import Weights, apart, memory_of
-from nnsight_hpc.execution.resolve import constant, function_of
-from nnsight_hpc.execution.schedule import Schedule, changes_the_model, compile_graph, point_of
-from nnsight_hpc.execution.values import kept
-from nnsight_hpc.graph.build import CALL, FORWARD, PARAMETER, READS, SAVE, SETS
+from nnsight_hpc.execution.failures import explained, never_reached, too_late
+from nnsight_hpc.execution.gradients import attached, run_backward
+from nnsight_hpc.execution.interleave import Before, Moment, run_forward
+from nnsight_hpc.execution.locate import find_module
+from nnsight_hpc.execution.order import check_order
+from nnsight_hpc.execution.plain import within
+from nnsight_hpc.execution.resolve import carry_out, constant
+from nnsight_hpc.execution.rows import Rows
+from nnsight_hpc.execution.shared import Shared
+from nnsight_hpc.execution.special import SPECIAL
+from nnsight_hpc.execution.structure import scheduled
+from nnsight_hpc.execution.values import Absent, NotReached
+from nnsight_hpc.graph.build import (
+    APPEND,
+    APPLY,
+    BACKWARD,
+    CALL,
+    COLLECT,
+    END,
+    FINAL,
+    LOG,
+    MERGE,
+    READ_GRAD,
+    READS,
+    RESULT,
+    SAVE,
+    SETS,
+    SKIP,
+)
 from nnsight_hpc.graph.nodes import Graph, Node, Ref, TensorRef, map_leaves
 from nnsight_hpc.graph.operations import IN_PLACE
-from nnsight_hpc.graph.validation import validate
 from nnsight_hpc.wire.errors import InvalidGraph, RequestCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_AT_A_MODULE = frozenset({*READS.values(), *SETS.values()})
+    from nnsight_hpc.execution.estimate import Guard
+    from nnsight_hpc.execution.loops import Loop
+    from nnsight_hpc.execution.points import Point
+    from nnsight_hpc.execution.schedule import Schedule
+    from nnsight_hpc.execution.steps import Step
+    from nnsight_hpc.execution.stops import Stop
+
+_EFFECTS = IN_PLACE | {"model.set_input", "model.set_inputs", "model.set_output", "model.skip", "grad.set", BACKWARD}
+"""What must not be left out in silence when it gets a value that was never made."""
+_WALK = frozenset({*SETS.values(), SKIP, SAVE, LOG, CALL, APPLY})
+"""What walks through nested lists, which may be endless although they are small."""
+_TAKE_ABSENT = frozenset({MERGE, SAVE, APPEND, END, FINAL, COLLECT, LOG})
 
 
 def run_graph(
@@ -31,18 +62,28 @@ def run_graph(
     tensors: Mapping[str, torch.Tensor],
     module: torch.nn.Module,
     *,
-    cancelled: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] | None = None,
+    log: Callable[[str, str], None] = lambda line, _source: print(line),
+    functions: Sequence[Callable[..., Any]] = (),
+    guard: Guard | None = None,
 ) -> dict[str, Any]:
-    """Run `graph` on `module` and return what it saves, by name.
+    """Run `graph` on `module` and return what it saves, by name; `Absent` for what was never made.
 
-    The module is as before afterwards, also after an error: no hook stays. Gradients are off.
+    The module is as before afterwards, also after an error: no hook stays. Gradients are off unless the graph, or one of
+    its tensors, needs them.
 
     Parameters
     ----------
     tensors
         The graph's tensor constants by name, on any device.
     cancelled
-        Asked at each touched point of the model and between nodes.
+        Asked at each touched point of the model and between nodes; None where nobody cancels.
+    log
+        Called with each line that the graph logs, and the user's line that does so.
+    functions
+        Python functions of the caller that the graph calls by their number; without them such a call is refused.
+    guard
+        Asked before operations whose results' sizes were not known when the memory of the graph was estimated.
 
     Raises
     ------
@@ -53,139 +94,277 @@ def run_graph(
     RequestCancelled
         `cancelled` said so.
     """
-    validate(graph)
-    if missing := sorted(graph.tensor_names() - tensors.keys()):
+    schedule = scheduled(graph, local=bool(functions))
+    if missing := sorted(schedule.tensors - tensors.keys()):
         raise InvalidGraph(
             f"the tensor {missing[0]!r} of the graph is missing", why="it is not among the tensors given"
         )
-    with torch.no_grad():
-        return Run(compile_graph(graph), tensors, module, cancelled).go()
+    gradients = bool(schedule.backwards) or any(tensor.requires_grad for tensor in tensors.values())
+    with torch.set_grad_enabled(gradients):
+        shared = Shared(module, tensors, cancelled, log, functions, gradients)
+        run = Run(schedule, shared, guard)
+        check_order(schedule, shared.tensors, module)
+        run.go()
+    return {name: run.saved[node] for name, node in graph.saves.items()}
 
 
 class Run:
-    """The state of one run: which nodes are ready, and the values that are still needed."""
+    """The state of one run: which nodes are ready, and the values that are still needed.
+
+    Parameters
+    ----------
+    guard
+        As in `run_graph`.
+    given
+        For the body of a loop: the values that come from outside.
+    """
 
     def __init__(
-        self,
-        schedule: Schedule,
-        tensors: Mapping[str, torch.Tensor],
-        module: torch.nn.Module,
-        cancelled: Callable[[], bool],
+        self, schedule: Schedule, shared: Shared, guard: Guard | None = None, given: Mapping[int, Any] | None = None
     ) -> None:
-        self.schedule, self.module, self.nodes = schedule, module, schedule.graph.nodes
-        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        self._tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self._cancelled = cancelled
-        self._waits = [count + (point_of(n) is not None) for count, n in zip(schedule.waits, self.nodes, strict=True)]
-        self._uses = list(schedule.uses)
-        self._ready = [node.id for node in self.nodes if not self._waits[node.id] and node.op != FORWARD]
-        self._saved: dict[int, Any] = {}
-        self._changes = sum(node.op in IN_PLACE for node in self.nodes)
-        self.weights = Weights(module, self._tensors.values())
+        self.schedule = schedule
+        self.shared: Shared = shared
+        self.given: Mapping[int, Any] = given or {}
+        self._guard = guard
         self.values: dict[int, Any] = {}
-        self.done: set[int] = set()
-        self.here: Moment | None = None
-        self.in_call = False
-        self._parts = {
-            node.id: find_module(module, node) for node in self.nodes if node.op in _AT_A_MODULE or node.op == CALL
-        }
+        self.saved: dict[int, Any] = {}
+        self.done = bytearray(len(schedule.steps))
+        self.batch: dict[int, tuple[int, int | None]] = {}
+        self.past = bytearray(schedule.stops.count)
+        """Which stops need not be waited for any longer."""
+        self._moments: dict[int, Moment] = {}
+        self._steps = schedule.steps
+        self._waits = list(schedule.waits)
+        self._uses = list(schedule.uses)
+        self._ready = list(schedule.first)
+        self._never: dict[int, Absent] = {}
+        self._absents = False
+        self._in_backward = False
+        for path, node in schedule.parts.items():
+            shared.parts[path] = find_module(shared.module, path, node)
 
-    def go(self) -> dict[str, Any]:
-        """Run everything; forwards in program order, each after what it needs."""
+    def go(self) -> None:
+        """Run everything; forwards one after the other, each after what it needs."""
         self.run_ready()
         for forward in self.schedule.forwards:
+            step = self.schedule.step_of(forward)
             if self._waits[forward]:
-                raise never_reached(self.nodes[forward], self.schedule, self.done)
-            run_forward(self, forward)
-            self.finish(self.nodes[forward], None)
+                raise never_reached(step.node, self.schedule, self.done)
+            if absent := self._why_absent(step):
+                self._leave_out(self.stops(forward), absent)
+            else:
+                run_forward(self, forward)
+            self.finish(step, None)
             self.run_ready()
-        for node in self.nodes:
-            if node.id not in self.done:
-                raise never_reached(node, self.schedule, self.done)
-        return {name: self._saved[node] for name, node in self.schedule.graph.saves.items()}
+        for node_id in self.schedule.here:
+            if not self.done[node_id]:
+                raise never_reached(self.schedule.step_of(node_id).node, self.schedule, self.done)
 
-    def release(self, nodes: Iterable[int]) -> None:
-        """One thing that each of `nodes` waited for has happened."""
-        for node in nodes:
-            self._waits[node] -= 1
-            if not self._waits[node] and self.nodes[node].op != FORWARD:
-                heapq.heappush(self._ready, node)
+    def stops(self, forward: int) -> list[Stop]:
+        """All stops of a forward."""
+        return [stop for visits in self.schedule.stops.visits.get(forward, {}).values() for stop in visits.all()]
 
     def run_ready(self) -> None:
         """Run what can run now, in program order."""
-        while self._ready:
-            self._run(self.nodes[heapq.heappop(self._ready)])
+        ready, later = self._ready, []
+        while ready:
+            step = self.schedule.step_of(heapq.heappop(ready))
+            if self._in_backward and step.node.op == BACKWARD:
+                later.append(step.node.id)  # one backward after the other
+            else:
+                self._run(step)
+        ready += later
 
-    def check_cancelled(self) -> None:
-        if self._cancelled():
-            raise RequestCancelled("the request was cancelled while it ran")
+    def fire(self, moment: Moment, stop: Stop) -> None:
+        """The model is at `stop`: run what waited for it; raises `InvalidGraph` where what must happen now cannot."""
+        number, done = stop.number, self.done
+        self._moments[number] = moment
+        if stop.kinds and self.shared.gradients:
+            for kind in stop.kinds:
+                moment.set(kind, attached(moment.get(kind)))
+        self.past[number] = 1
+        for node in stop.nodes:
+            if node not in self._never:
+                self._release(node)
+        self.run_ready()
+        del self._moments[number]
+        for node in stop.must:
+            if not done[node]:
+                raise too_late(self.schedule.step_of(node).node, stop.points[0], self.schedule, done)
 
-    def arguments(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def end_of_forward(self, stops: Iterable[Stop]) -> None:
+        """A forward is over: what it did not come to, and need not come to, is absent."""
+        optional = self.schedule.places.optional
+        left = [stop for stop in stops if not self.past[stop.number] and optional.issuperset(stop.nodes)]
+        self._leave_out(left, NotReached("the model did not come there"))
+
+    def leave_forward(self, stops: Iterable[Stop]) -> None:
+        """A forward was left: nothing that is seen outside depends on what it did not come to."""
+        self._leave_out([stop for stop in stops if not self.past[stop.number]], NotReached("nothing later was needed"))
+
+    def _leave_out(self, stops: Iterable[Stop], absent: Absent) -> None:
+        for stop in stops:
+            self.past[stop.number] = 1
+            for node in stop.nodes:
+                if node not in self._never:
+                    self._never[node] = type(absent)(f"{self.schedule.places.points[node]}: {absent.why}")
+                    self._release(node)
+
+    def arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The node's arguments with values in place of references; the forward that a point belongs to is left out."""
-        given = node.args[1:] if node.op in _AT_A_MODULE else node.args
-        return map_leaves(given, self._leaf), map_leaves(dict(node.kwargs), self._leaf)
+        values = self.values
+        if step.flat is None:
+            args = map_leaves(step.args, self._leaf)
+        else:
+            args = tuple([values[value] if is_node else value for is_node, value in step.flat])
+        return args, step.kwargs if step.constant else map_leaves(step.kwargs, self._leaf)
 
-    def finish(self, node: Node, value: Any) -> None:
-        """Keep the value of `node` while it is used, drop those that it used last, and release who waits for it."""
-        if self._uses[node.id]:
+    def own_arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same for a forward, which may write into its inputs: it gets copies of the graph's constants."""
+        within(self.arguments(step))
+        given: tuple[tuple[Any, ...], dict[str, Any]] = map_leaves((step.args, step.kwargs), self._own_leaf)
+        return given
+
+    def _own_leaf(self, leaf: Any) -> Any:
+        value = self._leaf(leaf)
+        return value.clone() if isinstance(leaf, TensorRef) and not value.requires_grad else value
+
+    def resolved(self, argument: Any) -> Any:
+        """A nested argument of a node with values in place of references."""
+        return map_leaves(argument, self._leaf)
+
+    def finish(self, step: Step, value: Any) -> None:
+        """Keep the value of a node while it is used, drop those that it used last, and release who waits for it."""
+        node, uses = step.node, self._uses
+        if uses[node.id]:
             self.values[node.id] = value
-        for ref in set(node.refs()):
-            self._uses[ref] -= 1
-            if not self._uses[ref]:
-                self.values.pop(ref, None)
-        self._changes -= node.op in IN_PLACE
-        self.done.add(node.id)
-        self.release(self.schedule.then[node.id])
+        for ref in step.needs:
+            uses[ref] -= 1
+            if not uses[ref]:
+                del self.values[ref]
+        if isinstance(value, Absent):
+            self._absents = True
+        if node.id in self.schedule.guarded and value is not True:
+            self._drop(node.id)
+        self.done[node.id] = 1
+        for later in step.then:
+            self._release(later)
+
+    def _release(self, node: int) -> None:
+        """One thing that `node` waited for has happened."""
+        self._waits[node] -= 1
+        if not self._waits[node] and node not in self.schedule.stops.visits:
+            heapq.heappush(self._ready, node)
+
+    def _drop(self, block: int) -> None:
+        """The block is not run: what in it waits for the model need not wait any longer."""
+        for node in self.schedule.guarded[block]:
+            stop = self.schedule.stops.of[node]
+            if not self.past[stop.number] and node not in self._never:
+                self._never[node] = self._untaken(block)
+                if all(other in self._never for other in stop.nodes):
+                    self.past[stop.number] = 1
+                self._release(node)
+
+    def _untaken(self, block: int) -> Absent:
+        where = self.schedule.step_of(block).node.source
+        return Absent(f"the block of {where} was not run" if where else "its block was not run")
 
     def _leaf(self, leaf: Any) -> Any:
         if isinstance(leaf, Ref):
             return self.values[leaf.id]
         if isinstance(leaf, TensorRef):
-            return self._tensors[leaf.name]
-        return constant(leaf, self.device)
+            return self.shared.tensors[leaf.name]
+        return constant(leaf, self.shared.device)
 
-    def _run(self, node: Node) -> None:
-        self.check_cancelled()
-        args, kwargs = self.arguments(node)
-        with explained(node, args, kwargs):
-            value = self._carry_out(node, args, kwargs)
-        self.finish(node, value)
+    def _run(self, step: Step) -> None:
+        node, shared = step.node, self.shared
+        if shared.cancelled is not None and shared.cancelled():
+            raise RequestCancelled("the request was cancelled while it ran")
+        if (node.block is not None or self._absents or self._never) and (absent := self._why_absent(step)):
+            if node.op == SAVE:
+                self.saved[node.id] = absent
+            self.finish(step, absent)
+            return
+        args, kwargs = self.arguments(step)
+        try:
+            if self._guard is not None and node.id in self._guard.unchecked:
+                self._guard.check(node, args, kwargs)
+            if step.writes:
+                shared.weights.refuse_change(node, args[0])
+            function = step.function
+            value = self._special(step, args, kwargs) if function is None else function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever a user's operation raises is theirs to see
+            raise explained(node, args, kwargs, error) from None
+        self.finish(step, value)
 
-    def _at_point(self, kind: str, new: tuple[Any, ...]) -> Any:
-        """Read what stands at the point that the model is at just now, or set it to the one thing in `new`."""
-        assert self.here is not None, "points are released only while the model is at them"
-        if not new:
-            return self.here.get(kind)
-        self.here.set(kind, self.weights.apart(new[0]))
+    def _why_absent(self, step: Step) -> Absent | None:
+        """Why a node has no value: its block is not run, its point never came, or it uses what was never made."""
+        node = step.node
+        if node.block is not None and (taken := self.values[node.block]) is not True:
+            return taken if isinstance(taken, Absent) else self._untaken(node.block)
+        if node.id in self._never:
+            return self._never[node.id]
+        if node.op in _TAKE_ABSENT:
+            return None
+        used = (self.values.get(ref) for ref in step.needs)
+        absent = next((value for value in used if isinstance(value, Absent)), None)
+        if absent and node.op in _EFFECTS and not isinstance(absent, NotReached):
+            raise explained(node, (), {}, ValueError(f"it uses a value that was never made: {absent.why}"))
+        return absent
+
+    def _special(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Carry out an operation of the protocol, or one that depends on the device of the model."""
+        node = step.node
+        if node.op in _WALK:
+            within((args, kwargs))
+        if node.id in self.schedule.stops.of:
+            return self._at_point(step, args)
+        if special := SPECIAL.get(node.op):
+            return special(self, node, args, kwargs)
+        return carry_out(node.op, args, kwargs, self.shared.device)
+
+    def _at_point(self, step: Step, args: tuple[Any, ...]) -> Any:
+        """Read what stands at the point that the model is at just now, or set it to the last of `args`."""
+        node = step.node
+        point = self.schedule.places.points[node.id]
+        moment = self._moments[self.schedule.stops.of[node.id].number]
+        rows = self._rows(node.id, point) if self.schedule.places.rows else None
+        if node.op in _READS:
+            value = moment.get(point.kind)
+            return value if rows is None else rows.cut(value, self.shared.note_whole if self.shared.gradients else None)
+        new = self.shared.weights.apart(args[1]) if step.hands_over else args[1]
+        if rows is None:
+            moment.set(point.kind, new)
+        elif isinstance(moment, Before) and point.kind == "skip":
+            moment.skip_rows(rows, new)
+        else:
+            moment.set(point.kind, rows.put(new, moment.get(point.kind)))
         return None
 
-    def _carry_out(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if point := point_of(node):
-            return self._at_point(point.kind, args[1:])
-        if node.op == SAVE:
-            shared = self._changes or node.id in self.schedule.copies or self.weights.hold(args[0])
-            self._saved[node.id] = kept(args[0], copy=bool(shared))
-            return self._saved[node.id]
-        if node.op in IN_PLACE and self.weights.hold(args[0]):
-            raise changes_the_model(node)
-        if node.op == PARAMETER:
-            return find_parameter(self.module, node)
-        if node.op == CALL:
-            return self._call(self._parts[node.id], args[1:], kwargs)
-        return function_of(node.op)(*args, **kwargs)
+    def _rows(self, node: int, point: Point) -> Rows | None:
+        """Which rows a node sees; None for all."""
+        part = self.schedule.places.rows.get(node)
+        if part is None:
+            return None
+        batch, tokens = self.batch[point.forward]
+        if part[1] > batch:
+            raise ValueError(f"the invoke has rows up to {part[1]}, and the batch has {batch}")
+        return None if part == (0, batch) else Rows(*part, batch, tokens)
 
-    def _call(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module of the model on a value; hooks of the running forward do not see this call.
+    def run_body(self, loop: Loop, given: Mapping[int, Any]) -> Run:
+        """One pass of a loop, with the values that come from outside of its body."""
+        run = Run(loop.schedule, self.shared, self._guard and self._guard.within(loop.own), given)
+        run.go()
+        return run
 
-        The result shares no memory with what went in, so that what is known of memory from the graph holds.
-        """
-        args, kwargs = self.weights.apart((args, kwargs))
-        self.in_call = True
+    def differentiate(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A backward pass; another one that gets ready meanwhile waits for its end."""
+        self._in_backward = True
         try:
-            return apart(self.weights.apart(module(*args, **kwargs)), memory_of((args, kwargs)))
+            run_backward(self, node.id, args, kwargs)
         finally:
-            self.in_call = False
+            self._in_backward = False
 
-    def part(self, node: int) -> torch.nn.Module:
-        """The module that a node names."""
-        return self._parts[node]
+
+_READS = frozenset({*READS.values(), RESULT, READ_GRAD})

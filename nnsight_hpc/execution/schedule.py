@@ -1,229 +1,310 @@
 """From a graph to the order in which its nodes may run, before any model is touched.
 
 A node runs as soon as all that it waits for is there: the values that it uses, the point of the model that it reads or sets,
-and, for memory that is changed in place, the reads and writes that come before it in the program. Independent nodes need no
-order of their own, so an earlier layer may be written after a later one.
-
-Whether two values share memory is not asked of torch but read off the graph: a view operation (`graph.operations.VIEWS`)
-shares with its arguments, a module's point with whatever is set there, everything else is new.
+the decision of the block that it stands in, and, for memory that is changed in place, the reads and writes that come before
+it in the program. Independent nodes need no order of their own, so an earlier layer may be written after a later one.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.build import FORWARD, PARAMETER, READS, SAVE, SETS
-from nnsight_hpc.graph.nodes import refs_in
-from nnsight_hpc.graph.operations import IN_PLACE, VIEWS
+from nnsight_hpc.execution.edges import due_of, edges_of, needs_of, written_in
+from nnsight_hpc.execution.forwards import crossings, in_order, observed
+from nnsight_hpc.execution.loops import Loop, bodies, body_of
+from nnsight_hpc.execution.points import SETTERS, Places, Point, places_of
+from nnsight_hpc.execution.scope import Scope
+from nnsight_hpc.execution.sharing import Memory, changes_container
+from nnsight_hpc.execution.steps import Step, is_fresh
+from nnsight_hpc.execution.stops import Stops, stops_of
+from nnsight_hpc.graph.build import (
+    BACKWARD,
+    CALL,
+    COLLECT,
+    ELSE,
+    END,
+    FINAL,
+    FORWARDS,
+    IF,
+    PARAMETER,
+    READ_GRAD,
+    READS,
+    SAVE,
+    SET_GRAD,
+)
+from nnsight_hpc.graph.nodes import Ref, TensorRef, leaves
+from nnsight_hpc.graph.operations import VIEWS
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from nnsight_hpc.graph.nodes import Graph, Node
-
-_KIND = {op: kind for table in (READS, SETS) for kind, op in table.items()}
-SETTERS = frozenset(SETS.values())
-_FACTS = frozenset({"shape", "dtype", "device", "ndim"})
-"""Attributes of a tensor that are no views of it."""
-
-
-class Point(NamedTuple):
-    """A place and moment of one forward: the input or output of one call of a module."""
-
-    forward: int
-    module: str
-    kind: str
-    call: int
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the interleaver needs to know of a graph. All indices are node ids.
+    """What the interleaver needs to know of a graph. All numbers are node ids.
 
     Attributes
     ----------
+    places
+        Where each node stands.
+    here
+        The nodes that run here, in program order; the bodies of loops are not among them.
+    first
+        Those that wait for nothing.
+    tensors
+        The names of the tensor constants.
+    parts
+        The modules that are named, each with a node that does so.
     waits
-        For each node, how many nodes it waits for (its point, if it has one, is one more).
-    then
-        For each node, those that wait for it.
+        For each node, how many nodes it waits for; its point, if it has one, is one more.
+    steps
+        The nodes that run here as they run; None for the others.
     uses
         For each node, how many nodes use its value: at zero it is dropped.
-    at
-        For each point that the graph touches, its nodes in program order.
-    due
-        For each point, the nodes that must have run before the model goes on: sets, and changes in place.
     forwards
-        The forward nodes in program order, each with its points.
+        The forwards in the order in which they run.
+    stops
+        The moments at which the model is looked at.
+    backwards
+        For each backward pass the nodes whose gradients are read or set in it.
+    guarded
+        For each conditional, the nodes of its block that wait for a point.
     copies
-        Saves of what the model itself holds: it may write there again, so they copy.
+        Saves that copy: of what the model itself holds, where it may write again, and of what the graph changes in place.
+    loops
+        The loops by their last nodes.
+    memory
+        Which values may share memory.
+    crossings
+        What has to happen at one point and needs the value of another of the same forward: node, point, the other point.
+    divided
+        Forwards of whose batch some nodes see some rows only.
+    exposed
+        Forwards that are given memory which somebody else may read: a constant that is used twice, a part of the model.
     """
 
-    graph: Graph
+    places: Places
+    here: tuple[int, ...]
+    first: tuple[int, ...]
+    tensors: frozenset[str]
+    parts: dict[str, Node]
     waits: tuple[int, ...]
-    then: tuple[tuple[int, ...], ...]
+    steps: tuple[Step | None, ...]
     uses: tuple[int, ...]
-    at: dict[Point, tuple[int, ...]]
-    due: dict[Point, tuple[int, ...]]
-    forwards: dict[int, tuple[Point, ...]]
+    forwards: tuple[int, ...]
+    stops: Stops
+    backwards: dict[int, tuple[int, ...]]
+    guarded: dict[int, tuple[int, ...]]
     copies: frozenset[int]
+    loops: dict[int, Loop]
+    memory: Memory
+    crossings: tuple[tuple[int, Point, Point], ...]
+    divided: frozenset[int]
+    exposed: frozenset[int]
+
+    def step_of(self, node_id: int) -> Step:
+        """The node with that number, which runs here."""
+        step = self.steps[node_id]
+        assert step is not None, "the bodies of loops have schedules of their own"
+        return step
 
 
-def point_of(node: Node) -> Point | None:
-    """The point that a node reads or sets, if it is that kind of node."""
-    kind = _KIND.get(node.op)
-    if kind is None:
-        return None
-    forward, module, *_ = node.args
-    return Point(forward.id, module, kind, node.kwargs.get("call", 0))
+def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Iterable[int] = ()) -> Schedule:
+    """The schedule of a validated graph; raises `InvalidGraph` where a parameter of the model would be changed.
 
-
-def compile_graph(graph: Graph) -> Schedule:
-    """The schedule of a validated graph; raises `InvalidGraph` where a parameter of the model would be changed."""
-    memory = _Memory(graph)
-    due, after = _due(graph, memory)
-    edges = _edges(graph, memory, after)
-    then: dict[int, list[int]] = defaultdict(list)
-    for later, before in enumerate(edges):
-        for earlier in before:
-            then[earlier].append(later)
+    Parameters
+    ----------
+    given
+        For the body of a loop: groups of nodes whose values come from outside and may share memory.
+    kept
+        Nodes whose values are wanted when all is over.
+    """
+    scope = _scope_of(graph, given)
+    backwards = _backwards(scope)
+    needs = needs_of(scope, backwards)
+    written = written_in(scope)
+    due, after = due_of(scope, written)
+    edges = edges_of(scope, needs, written, after)
     at: dict[Point, list[int]] = defaultdict(list)
-    for node in graph.nodes:
-        if point := point_of(node):
-            at[point].append(node.id)
-    uses = [0] * len(graph.nodes)
-    for node in graph.nodes:
-        for ref in set(node.refs()):
-            uses[ref] += 1
-    forwards: dict[int, list[Point]] = {node.id: [] for node in graph.nodes if node.op == FORWARD}
-    for point in at:
-        forwards[point.forward].append(point)
-    held = {memory(nodes[0]) for nodes in at.values()}
+    for number in scope.here:
+        if point := scope.point(number):
+            at[point].append(number)
+    of_model = _of_model(scope, given)
     return Schedule(
-        graph=graph,
-        waits=tuple(len(before) for before in edges),
-        then=tuple(tuple(then[earlier]) for earlier in range(len(graph.nodes))),
-        uses=tuple(uses),
-        at={point: tuple(nodes) for point, nodes in at.items()},
-        due=due,
-        forwards={forward: tuple(points) for forward, points in forwards.items()},
-        copies=frozenset(n.id for n in graph.nodes if n.op == SAVE and memory(n.args[0].id) in held),
+        places=scope.places,
+        here=scope.here,
+        first=tuple(n for n in scope.here if not edges[n] and not scope.point(n) and scope.node(n).op not in FORWARDS),
+        tensors=frozenset(graph.tensor_names()),
+        parts=_parts(scope),
+        waits=tuple(len(edges.get(node.id, ())) + (node.id in scope.places.points) for node in graph.nodes),
+        steps=_steps(scope, needs, edges, written, of_model),
+        uses=_uses(scope, needs, kept),
+        forwards=in_order(scope, at, due, edges),
+        stops=stops_of(at, due, _roots(scope, backwards, needs), scope.forwards(), observed(scope, due, edges)),
+        backwards=backwards,
+        guarded=_guarded(scope),
+        copies=_copies(scope, of_model.union(*written.values())),
+        loops=scope.loops,
+        memory=scope.memory,
+        crossings=tuple(crossings(scope, due, edges)),
+        divided=frozenset(scope.places.points[number].forward for number in scope.places.rows),
+        exposed=_exposed(scope, of_model),
     )
 
 
-class _Memory:
-    """Which values may share memory: a partition of the nodes (union-find), read off the graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._parent = list(range(len(graph.nodes)))
-        first_at: dict[Point, int] = {}
-        for node in graph.nodes:
-            for ref in self._shares_with(node):
-                self._join(ref, node.id)
-            if point := point_of(node):
-                place = point._replace(kind="output" if point.kind == "output" else "input")
-                self._join(first_at.setdefault(place, node.id), node.id)
-
-    def __call__(self, node: int) -> int:
-        """The name of the memory that the value of `node` may lie in."""
-        while self._parent[node] != node:
-            self._parent[node] = self._parent[self._parent[node]]
-            node = self._parent[node]
-        return node
-
-    def _shares_with(self, node: Node) -> Iterable[int]:
-        if node.op in VIEWS:
-            return () if node.op == "attribute" and node.args[1] in _FACTS else node.refs()
-        if node.op in SETTERS:
-            return refs_in(node.args[2])
-        return refs_in(node.args[0]) if node.op in IN_PLACE else ()
-
-    def _join(self, a: int, b: int) -> None:
-        self._parent[self(b)] = self(a)
+def _scope_of(graph: Graph, given: Iterable[Iterable[int]]) -> Scope:
+    inside = bodies(graph)
+    here = tuple(node.id for node in graph.nodes if node.id not in inside)
+    places = places_of(graph, here)
+    memory = Memory(graph, places, groups := _groups(given))
+    loops = {end: body_of(graph, *loop, memory) for end, loop in _loops(graph, inside).items()}
+    if loops:
+        memory = Memory(graph, places, {**_shared_by_loops(graph, loops), **groups})
+    return Scope(graph, here, places, memory, loops)
 
 
-def _changed(node: Node) -> int | None:
-    """The node whose value this one changes in place."""
-    return next(refs_in(node.args[0]), None) if node.op in IN_PLACE and node.args else None
+def _steps(
+    scope: Scope,
+    needs: Mapping[int, tuple[int, ...]],
+    edges: Mapping[int, set[int]],
+    written: Mapping[int, frozenset[int]],
+    of_model: set[int],
+) -> tuple[Step | None, ...]:
+    then: dict[int, list[int]] = defaultdict(list)
+    for later in scope.here:
+        for earlier in sorted(edges[later]):
+            then[earlier].append(later)
+    steps: list[Step | None] = [None] * len(scope.graph.nodes)
+    for number in scope.here:
+        node = scope.node(number)
+        steps[number] = Step(
+            node,
+            needs[number],
+            tuple(then[number]),
+            at_point=scope.point(number) is not None,
+            may_write_model=not changes_container(node, scope.graph)
+            and not of_model.isdisjoint(written.get(number, ())),
+            fresh=all(isinstance(arg, Ref) and is_fresh(scope.node(arg.id)) for arg in node.args[2:]),
+        )
+    return tuple(steps)
 
 
-def _edges(graph: Graph, memory: _Memory, after: dict[int, int]) -> list[set[int]]:
-    """For each node the nodes that must run before it: what it uses, and the order of reads and writes of one memory.
-
-    `after` has, for a change, the last forward that it must not disturb.
-    """
-    edges: list[set[int]] = []
-    readers: dict[int, list[int]] = defaultdict(list)  # of each memory, since its last write
-    writer: dict[int, int] = {}
-    shared = {memory(target) for node in graph.nodes if (target := _changed(node)) is not None}
-    for node in graph.nodes:
-        before = set(node.refs())
-        before -= {ref for ref in before if graph.nodes[ref].op == FORWARD}  # a point waits for its moment instead
-        touched = {memory(ref) for ref in before} | ({memory(node.id)} if point_of(node) else set())
-        target = _changed(node)
-        for block in touched & shared:
-            if block in writer:
-                before.add(writer[block])
-            if target is not None and block == memory(target):
-                before.update(readers.pop(block, ()))
-                writer[block] = node.id
-            else:
-                readers[block].append(node.id)
-        before.discard(node.id)
-        if node.id in after:
-            before.add(after[node.id])
-        edges.append(before)
-    return edges
+def _uses(scope: Scope, needs: Mapping[int, tuple[int, ...]], kept: Iterable[int]) -> tuple[int, ...]:
+    uses = [0] * len(scope.graph.nodes)
+    for number in (*(ref for refs in needs.values() for ref in refs), *kept):
+        uses[number] += 1
+    return tuple(uses)
 
 
-def _due(graph: Graph, memory: _Memory) -> tuple[dict[Point, tuple[int, ...]], dict[int, int]]:
-    """What must have run before the model goes on from each point, and, for changes, the forward that must be over first.
-
-    A change that a later trace makes to a value of an earlier one comes after the earlier forward, as it does in the program.
-    """
-    points: dict[int, dict[Point, None]] = defaultdict(dict)
-    passed: dict[int, int] = {}  # of each memory the last forward that the program is past
-    due: dict[Point, list[int]] = defaultdict(list)
-    after: dict[int, int] = {}
-    over = _over(graph)
-    parameters = {memory(node.id) for node in graph.nodes if node.op == PARAMETER}
-    for node in graph.nodes:
-        if point := point_of(node):
-            points[memory(node.id)][point] = None
-            if node.op in SETTERS:
-                due[point].append(node.id)
-        if (target := _changed(node)) is not None:
-            if memory(target) in parameters:
-                raise changes_the_model(node)
-            block = memory(target)
-            for point in [p for p in points[block] if over[p.forward] <= node.id]:
-                del points[block][point]
-                passed[block] = max(point.forward, passed.get(block, point.forward))
-            for point in points[block]:
-                due[point].append(node.id)
-            if block in passed:
-                after[node.id] = passed[block]
-    return {point: tuple(nodes) for point, nodes in due.items()}, after
+def _parts(scope: Scope) -> dict[str, Node]:
+    named: dict[str, Node] = {}
+    for number in scope.here:
+        node, point = scope.node(number), scope.point(number)
+        if point and point.kind != "grad":
+            named.setdefault(point.module.partition(":")[0], node)
+        elif node.op == CALL:
+            named.setdefault(node.args[0], node)
+    return named
 
 
-def _over(graph: Graph) -> dict[int, int]:
-    """For each forward the node from which on the program is past it: the first forward after all of its points."""
-    last = {node.id: node.id for node in graph.nodes if node.op == FORWARD}
-    starts = sorted(last)
-    for node in graph.nodes:
-        if point := point_of(node):
-            last[point.forward] = node.id
-    ends = [*starts, len(graph.nodes)]
-    return {forward: ends[bisect_right(starts, node)] for forward, node in last.items()}
+def _of_model(scope: Scope, given: Iterable[Iterable[int]]) -> set[int]:
+    """The memory that the model, a constant or the outside of a loop may hold, too."""
+    found = {scope.memory(number) for group in given for number in group}
+    for number in scope.here:
+        node = scope.node(number)
+        constant = (node.op in VIEWS or node.op in SETTERS) and any(isinstance(a, TensorRef) for a in leaves(node.args))
+        if scope.point(number) or node.op in (PARAMETER, CALL) or constant:
+            found.add(scope.memory(number))
+    return found
 
 
-def changes_the_model(node: Node) -> InvalidGraph:
-    """The refusal of a change in place of what all who use the model share."""
-    return InvalidGraph(
-        f"node {node.id} ({node.op}) would change a parameter of the model",
-        where=str(node.source or ""),
-        next="clone() the parameter, and change the copy",
+def _copies(scope: Scope, shared: set[int]) -> frozenset[int]:
+    """The saves of memory that is in `shared`."""
+    saves = ((number, scope.node(number).args[0].id) for number in scope.having(SAVE))
+    return frozenset(number for number, value in saves if not shared.isdisjoint(scope.memory.with_held(value)))
+
+
+def _exposed(scope: Scope, of_model: set[int]) -> frozenset[int]:
+    def given(node: Node) -> list[Any]:
+        return [*leaves((node.args, dict(node.kwargs)))]
+
+    constants = Counter(leaf.name for node in scope.graph.nodes for leaf in given(node) if isinstance(leaf, TensorRef))
+    return frozenset(
+        number
+        for number in scope.forwards()
+        for leaf in given(scope.node(number))
+        if (isinstance(leaf, Ref) and scope.memory(leaf.id) in of_model)
+        or (isinstance(leaf, TensorRef) and constants[leaf.name] > 1)
     )
+
+
+def _loops(graph: Graph, inside: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, list[int], list[int]]]:
+    """For the last node of each loop that is not inside another: its first, its body, and the nodes that are handed out."""
+    body: dict[int, list[int]] = defaultdict(list)
+    for node_id, loops in inside.items():
+        body[loops[-1]].append(node_id)
+    handed_out: dict[int, list[int]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op in (FINAL, COLLECT):
+            handed_out[node.args[0].id].append(node.args[1].id)
+    ends = (node for node in graph.nodes if node.op == END and node.id not in inside)
+    return {node.id: (node.args[0].id, body[node.args[0].id], handed_out[node.id]) for node in ends}
+
+
+def _shared_by_loops(graph: Graph, loops: Mapping[int, Loop]) -> dict[int, Iterable[int]]:
+    """For the values that a loop hands out, what of the outside they may share memory with."""
+    results = (node for node in graph.nodes if node.op in (FINAL, COLLECT) and node.args[0].id in loops)
+    return {node.id: loops[node.args[0].id].shares.get(node.args[1].id, ()) for node in results}
+
+
+def _groups(given: Iterable[Iterable[int]]) -> dict[int, Iterable[int]]:
+    """For each value from outside those that it may share memory with."""
+    shared: dict[int, list[int]] = defaultdict(list)
+    for first, *others in given:
+        for node_id in (first, *others):
+            shared[node_id].append(first)
+    return dict(shared)
+
+
+def _backwards(scope: Scope) -> dict[int, tuple[int, ...]]:
+    found: dict[int, dict[int, None]] = {number: {} for number in scope.having(BACKWARD)}
+    for number in scope.having(READ_GRAD, SET_GRAD):
+        point = scope.places.points[number]
+        source = scope.node(int(point.module))
+        if source.op == PARAMETER:
+            raise InvalidGraph(
+                "gradients of the model's parameters are not computed",
+                where=str(scope.node(number).source or f"node {number}"),
+                why="the weights are shared by all who use the model",
+                next="take the gradient of an activation, or of a tensor of your own",
+            )
+        found[point.forward][source.id] = None
+    return {backward: tuple(values) for backward, values in found.items()}
+
+
+def _roots(
+    scope: Scope, backwards: Mapping[int, tuple[int, ...]], needs: Mapping[int, tuple[int, ...]]
+) -> frozenset[int]:
+    """The reads of the model that the values with a gradient come from."""
+    waiting = [value for values in backwards.values() for value in values]
+    seen = set(waiting)
+    while waiting:
+        new = set(needs[waiting.pop()]) - seen
+        seen |= new
+        waiting += new
+    return frozenset(number for number in seen if (point := scope.point(number)) and point.kind in READS)
+
+
+def _guarded(scope: Scope) -> dict[int, tuple[int, ...]]:
+    """For each conditional, the nodes of its own block that stand at a point."""
+    found: dict[int, list[int]] = {number: [] for number in scope.having(IF, ELSE)}
+    for number in scope.here:
+        block = scope.node(number).block
+        if block is not None and scope.point(number):
+            found[block].append(number)
+    return {block: tuple(nodes) for block, nodes in found.items()}

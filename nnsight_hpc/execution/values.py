@@ -1,6 +1,7 @@
 """Saved values: kept during a run, sent as frames, and read again as plain Python and torch objects.
 
-A result frame is ``{"format": "nnsight-hpc/values", "version": 1, "values": {name: value}}`` in the graph's JSON form for
+A result frame is ``{"format": "nnsight-hpc/values", "version": 1, "values": {name: value},
+"absent": {name: why}}`` in the graph's JSON form for
 arguments, where a tensor is named and lies in the safetensors block. A model's output (a dataclass of transformers)
 becomes a `SavedOutput`, which answers to ``out["logits"]`` and ``out.logits``.
 """
@@ -8,6 +9,7 @@ becomes a `SavedOutput`, which answers to ``out["logits"]`` and ``out.logits``.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +22,30 @@ from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.frames import pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Self
 
 FORMAT = "nnsight-hpc/values"
 VERSION = 1
+_NAMED = "\0named"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What is returned for a saved value that was never made, and in words why."""
+
+    why: str
+
+
+class NotReached(Absent):
+    """Absent because the model did not come there, as it may: generation ended, a module was not called."""
 
 
 class SavedOutput(dict[str, Any]):
-    """A model's output by name, as a dict and by attribute."""
+    """A model's output by name, as a dict, by attribute, and by number, as transformers has it."""
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -35,20 +53,50 @@ class SavedOutput(dict[str, Any]):
         raise AttributeError(f"this output has no {name!r}; it has {', '.join(self)}")
 
 
-def kept(value: Any, *, copy: bool) -> Any:
-    """A value as it is to be returned: detached, and copied where `copy` says so or a small view would hold large memory."""
+class SavedTuple(tuple[Any, ...]):  # noqa: SLOT001 - it has names beside its entries
+    """A named tuple of torch (``x.topk(5)``): its entries by number and by name."""
+
+    fields: tuple[str, ...]
+
+    @classmethod
+    def of(cls, fields: Iterable[str], entries: Iterable[Any]) -> Self:
+        made = cls(entries)
+        made.fields = tuple(fields)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "fields" and name in self.fields:
+            return self[self.fields.index(name)]
+        raise AttributeError(f"this tuple has no {name!r}; it has {', '.join(self.fields)}")
+
+
+def kept(value: Any, *, copy: bool, detach: bool = True) -> Any:
+    """A value as it is to be returned: copied where `copy` says so or a small view would hold large memory."""
     if isinstance(value, torch.Tensor):
-        value = value.detach()
+        value = value.detach() if detach else value
         view_of_more = value.untyped_storage().nbytes() > 2 * value.numel() * value.element_size()
         return value.clone() if copy or view_of_more else value
     if isinstance(value, dict):
-        return SavedOutput({str(key): kept(item, copy=copy) for key, item in value.items() if _returnable(item)})
+        return SavedOutput(
+            {str(key): kept(item, copy=copy, detach=detach) for key, item in value.items() if _returnable(item)}
+        )
+    if fields := _fields_of(value):
+        return SavedTuple.of(fields, (kept(item, copy=copy, detach=detach) for item in value))
     if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        items = [kept(item, copy=copy) for item in value]
+        items = [kept(item, copy=copy, detach=detach) for item in value]
         return items if isinstance(value, list) else tuple(items)
     if not _returnable(value):
         raise TypeError(f"a value of type {type(value).__name__} cannot be saved")
     return value
+
+
+def _fields_of(value: Any) -> tuple[str, ...]:
+    """The names of the entries of a named tuple of torch, or of one that was saved; of anything else none."""
+    if isinstance(value, SavedTuple):
+        return value.fields
+    if type(value).__module__ != "torch.return_types":
+        return ()
+    return tuple(name for name in type(value).__match_args__)
 
 
 def _returnable(value: Any) -> bool:
@@ -62,6 +110,8 @@ def _returnable(value: Any) -> bool:
         float,
         complex,
         str,
+        range,
+        Absent,
         type(None),
         dict,
         list,
@@ -73,8 +123,10 @@ def _returnable(value: Any) -> bool:
 def pack_values(values: Mapping[str, Any]) -> bytes:
     """Saved values by name as one result frame; tensors are copied to the CPU."""
     tensors: dict[str, torch.Tensor] = {}
-    encoded = {name: dump_value(_without_tensors(value, tensors)) for name, value in values.items()}
-    header = json.dumps({"format": FORMAT, "version": VERSION, "values": encoded}, allow_nan=False).encode()
+    absent = {name: value.why for name, value in values.items() if isinstance(value, Absent)}
+    made = {name: dump_value(_without_tensors(values[name], tensors)) for name in values if name not in absent}
+    document = {"format": FORMAT, "version": VERSION, "values": made, "absent": absent}
+    header = json.dumps(document, allow_nan=False).encode()
     return pack(header, save_tensors(tensors))
 
 
@@ -85,10 +137,11 @@ def unpack_values(frame: bytes | memoryview) -> dict[str, Any]:
     if document.get("format") != FORMAT or document.get("version") != VERSION:
         raise InvalidInput("not a result of nnsight-hpc", why=f"its format is {document.get('format')!r}")
     tensors = load_tensors(block)
-    return {
+    made = {
         name: _outputs(map_leaves(load_value(value, name, 0), lambda leaf: _torch_leaf(leaf, tensors)))
         for name, value in document["values"].items()
     }
+    return made | {name: Absent(why) for name, why in document.get("absent", {}).items()}
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -120,7 +173,19 @@ def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
             return DType(str(item).removeprefix("torch."))
         return Device(str(item)) if isinstance(item, torch.device) else item
 
-    return map_leaves(value, leaf)
+    return map_leaves(_unnamed(value), leaf)
+
+
+def _unnamed(value: Any) -> Any:
+    """The same nesting with dicts of one key for named tuples: a graph's JSON has none."""
+    if isinstance(value, dict):
+        return {key: _unnamed(item) for key, item in value.items()}
+    if not isinstance(value, list | tuple) or isinstance(value, torch.Size):
+        return value
+    items = [_unnamed(item) for item in value]
+    if fields := _fields_of(value):
+        return {_NAMED: [list(fields), items]}
+    return items if isinstance(value, list) else tuple(items)
 
 
 def _torch_leaf(leaf: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -132,6 +197,9 @@ def _torch_leaf(leaf: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _outputs(value: Any) -> Any:
+    if isinstance(value, dict) and _NAMED in value:
+        fields, items = value[_NAMED]
+        return SavedTuple.of(fields, map(_outputs, items))
     if isinstance(value, dict):
         return SavedOutput({key: _outputs(item) for key, item in value.items()})
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
 """Graphs as JSON documents, and back.
 
 A document is ``{"format", "version", "model", "kind", "nodes": [{"id", "op", "args", "kwargs", "block",
-"source"}], "saves"}``; what is empty is left out of a node. JSON's own null, booleans, integers, finite numbers, strings and lists stand for themselves. Everything else is an object
-with exactly one key that names its type::
+"source"}], "saves"}``; what is empty is left out of a node. JSON's own null, booleans, integers, finite numbers, strings and
+lists stand for themselves. Everything else is an object with exactly one key that names its type::
 
     {"ref": 3}  {"tensor": "t0"}  {"tuple": […]}  {"dict": [[key, value], …]}  {"slice": [start, stop, step]}
     {"ellipsis": true}  {"float": "nan" | "inf" | "-inf"}  {"complex": [re, im]}  {"dtype": "float32"}  {"device": "cpu"}

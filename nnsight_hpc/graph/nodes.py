@@ -9,6 +9,7 @@ from nnsight_hpc.wire.messages import ModelIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A recorded program: nodes in program order, and under which names which ``save`` nodes are returned."""
+    """A recorded program: nodes in program order, and under which names which ``save`` nodes are returned.
+
+    A graph that was recorded in this process has its tensor constants beside it; they are no part of its document.
+    """
 
     nodes: tuple[Node, ...] = ()
     saves: Mapping[str, int] = field(default_factory=dict)
     model: ModelIdentity = field(default_factory=lambda: ModelIdentity(id=""))
     kind: str = "trace"
+    tensors: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> str:
         """The document of this graph; the same program gives the same text."""
@@ -105,6 +110,16 @@ class Graph:
         """The names of all tensor constants that the graph refers to."""
         arguments = ((node.args, dict(node.kwargs)) for node in self.nodes)
         return {leaf.name for pair in arguments for leaf in leaves(pair) if isinstance(leaf, TensorRef)}
+
+    def draw(self, file: str | Path) -> Path:
+        """Write a picture of this graph and return its path.
+
+        The ending of `file` says which kind: ``.svg``, ``.png`` and ``.pdf`` need Graphviz; ``.dot`` needs nothing. Raises
+        `NotFound` when Graphviz is not installed, with how to get it, and `InvalidInput` for other endings.
+        """
+        from nnsight_hpc.graph.draw import draw  # noqa: PLC0415
+
+        return draw(self, file)
 
     def __str__(self) -> str:
         from nnsight_hpc.graph.text import as_text  # noqa: PLC0415

@@ -6,30 +6,35 @@ is collected, so that one answer shows them all.
 
 from __future__ import annotations
 
-import keyword
 import re
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.graph import operations
-from nnsight_hpc.graph.build import CALL, FORWARD, PARAMETER, READS, SAVE, SETS
-from nnsight_hpc.graph.limits import MAX_FORWARDS, MAX_NODES, MAX_PROBLEMS, MAX_SAVES
-from nnsight_hpc.graph.nodes import Device, DType, Ref, TensorRef, leaves
+from nnsight_hpc.graph.blocks import Blocks
+from nnsight_hpc.graph.build import APPLY, FORWARDS, LOOP, SAVE
+from nnsight_hpc.graph.limits import MAX_FORWARDS, MAX_INTEGER, MAX_LOOPS, MAX_NODES, MAX_PROBLEMS, MAX_SAVES
+from nnsight_hpc.graph.nodes import Device, DType, Node, Ref, Seed, TensorRef, leaves
+from nnsight_hpc.graph.protocol import POINTS, WHERE, is_plain, protocol_problems
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from nnsight_hpc.graph.nodes import Graph, Node
+    from nnsight_hpc.graph.nodes import Graph
 
-_MODULE = re.compile(r"([A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)?\Z")
 _TENSOR = re.compile(r"[A-Za-z0-9_.-]{1,200}\Z")
 _DEVICE = re.compile(r"(cpu|cuda(:\d{1,3})?)\Z")
+_LEAVES = (bool, int, float, complex, str, type(None), EllipsisType, Ref, TensorRef, DType, Device, Seed)
 KINDS = frozenset({"trace", "session", "capture"})
 
 
-def validate(graph: Graph) -> None:
-    """Raise `InvalidGraph` with all problems of `graph`, each with its node and the user's line; return when there are none."""
-    problems = list(_within_limits(graph)) or list(_problems(graph))
+def validate(graph: Graph, *, local: bool = False) -> None:
+    """Raise `InvalidGraph` with all problems of `graph`, each with its node and the user's line; return when there are none.
+
+    `local` says that the graph runs in the process that recorded it, and may call its Python functions.
+    """
+    problems = list(_within_limits(graph)) or list(_problems(graph, local=local))
     if problems:
         more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
         first = problems[0].split("\n")[0]
@@ -38,54 +43,67 @@ def validate(graph: Graph) -> None:
 
 
 def _within_limits(graph: Graph) -> Iterator[str]:
-    forwards = sum(node.op == FORWARD for node in graph.nodes)
+    forwards = sum(node.op in FORWARDS for node in graph.nodes)
+    loops = sum(node.op == LOOP for node in graph.nodes)
     for count, limit, what in (
         (len(graph.nodes), MAX_NODES, "nodes"),
         (forwards, MAX_FORWARDS, "forward passes"),
+        (loops, MAX_LOOPS, "loops"),
         (len(graph.saves), MAX_SAVES, "saved values"),
     ):
         if count > limit:
             yield f"it has {count} {what}; the limit is {limit}"
 
 
-def _problems(graph: Graph) -> Iterator[str]:
+def _problems(graph: Graph, *, local: bool) -> Iterator[str]:
     if graph.kind not in KINDS:
         yield f"its kind {graph.kind!r} is not one of {', '.join(sorted(KINDS))}"
-    ops: dict[int, str] = {}
+    blocks = Blocks()
     for index, node in enumerate(graph.nodes):
-        for problem in _node_problems(node, index, ops):
-            yield f"node {node.id} ({node.op}) {problem}" + (f"\n{node.source}" if node.source else "")
-        ops[index] = node.op
+        problems = list(_node_problems(node, index, blocks, local=local))
+        for problem in problems:
+            yield f"node {node.id} ({repr(node.op[:80])[1:-1]}) {problem}" + (f"\n{node.source}" if node.source else "")
+        blocks.add(Node(index, "refused", block=node.block) if problems else node)
+    yield from blocks.unfinished()
     for name, target in graph.saves.items():
-        if ops.get(target) != SAVE:
+        if not 0 <= target < len(graph.nodes) or graph.nodes[target].op != SAVE:
             yield f"{name!r} names node {target}, which is no save"
 
 
-def _node_problems(node: Node, index: int, ops: dict[int, str]) -> Iterator[str]:
+def _node_problems(node: Node, index: int, blocks: Blocks, *, local: bool) -> Iterator[str]:
     if node.id != index:
         yield f"has the id {node.id} at position {index}; ids are positions"
-    if reason := operations.why_refused(node.op):
+        return
+    if not (local and node.op == APPLY) and (reason := operations.why_refused(node.op)):
         yield reason
         return
-    for leaf in leaves((node.args, dict(node.kwargs))):
+    for leaf in leaves((node.args, {key: value for key, value in node.kwargs.items() if key != "generator"})):
         yield from _leaf_problems(leaf, index)
-    yield from (f"has a keyword {key!r} that is no plain name" for key in node.kwargs if not _plain(key))
-    if any(ops.get(ref) == FORWARD for ref in _used(node)):
+        if isinstance(leaf, Seed):
+            yield "has a seed that is not its generator"
+    if isinstance(generator := node.kwargs.get("generator"), Seed) and not 0 <= generator.number <= MAX_INTEGER:
+        yield f"has the seed {generator.number}; seeds are integers from 0 on"
+    yield from (f"has a keyword {key!r} that is no plain name" for key in node.kwargs if not is_plain(key))
+    if not all(0 <= ref < index for ref in node.refs()):
+        return
+    if any(blocks.op(ref) in WHERE for ref in _used(node)):
         yield "uses a forward pass as a value; only points of the model refer to one"
     if node.op not in operations.PROTOCOL:
         yield from _writes_elsewhere(node)
-    if check := _PROTOCOL.get(node.op):
-        yield from check(node, ops)
+    malformed = list(protocol_problems(node, blocks))
+    yield from malformed or blocks.problems(node)
 
 
 def _used(node: Node) -> Iterable[int]:
     """The nodes whose values `node` uses; the forward that a point belongs to is none of them."""
     refs = list(node.refs())
-    return refs[1:] if node.op in _POINTS else refs
+    return refs[1:] if node.op in POINTS else refs
 
 
 def _writes_elsewhere(node: Node) -> Iterator[str]:
     """Arguments by which an operation would write into anything but its result, or the value that it is known to change."""
+    if reason := operations.random_without_seed(node.op, node.kwargs):
+        yield reason
     denied = operations.DENIED_KEYWORDS
     yield from (f"has a keyword {key!r} that is not allowed" for key in node.kwargs if key in denied)
     most = operations.MOST_POSITIONAL.get(node.op, len(node.args))
@@ -104,61 +122,5 @@ def _leaf_problems(leaf: object, index: int) -> Iterator[str]:
         yield f"has the unknown dtype {leaf.name[:80]!r}"
     elif isinstance(leaf, Device) and not _DEVICE.match(leaf.name):
         yield f"has the unknown device {leaf.name[:80]!r}"
-
-
-def _plain(name: str) -> bool:
-    return name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
-
-
-def _at_point(node: Node, ops: dict[int, str]) -> Iterator[str]:
-    """``(forward, module path[, value], call=0)``: a read or a set of a module's input or output."""
-    values = 3 if node.op in SETS.values() else 2
-    if len(node.args) != values or not isinstance(node.args[0], Ref) or not isinstance(node.args[1], str):
-        yield "does not have the arguments (forward, module path" + (", value)" if values == 3 else ")")
-        return
-    if ops.get(node.args[0].id) != FORWARD:
-        yield f"belongs to node {node.args[0].id}, which is no forward pass"
-    if not _MODULE.match(node.args[1]):
-        yield f"has the module path {node.args[1][:80]!r}"
-    call = node.kwargs.get("call", 0)
-    if set(node.kwargs) - {"call"} or not isinstance(call, int) or isinstance(call, bool) or call < 0:
-        yield "takes no keyword but call, an integer from 0 on"
-
-
-def _parameter(node: Node, _ops: dict[int, str]) -> Iterator[str]:
-    ok = len(node.args) == 2 and not node.kwargs and all(isinstance(a, str) and _MODULE.match(a) for a in node.args)
-    if not ok:
-        yield "does not have the arguments (module path, name)"
-
-
-def _call(node: Node, _ops: dict[int, str]) -> Iterator[str]:
-    if not node.args or not isinstance(node.args[0], str) or not _MODULE.match(node.args[0]):
-        yield "does not have the arguments (module path, …)"
-
-
-def _save(node: Node, _ops: dict[int, str]) -> Iterator[str]:
-    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], Ref):
-        yield "does not have one argument, a node"
-
-
-def _attribute(node: Node, _ops: dict[int, str]) -> Iterator[str]:
-    if len(node.args) != 2 or node.kwargs or not isinstance(node.args[0], Ref) or not isinstance(node.args[1], str):
-        yield "does not have the arguments (node, name)"
-    elif not _plain(node.args[1]):
-        yield f"asks for the attribute {node.args[1][:80]!r}; private names are not allowed"
-
-
-def _setitem(node: Node, _ops: dict[int, str]) -> Iterator[str]:
-    if len(node.args) != 3 or node.kwargs or not isinstance(node.args[0], Ref):
-        yield "does not have the arguments (node, index, value)"
-
-
-_POINTS = frozenset({*READS.values(), *SETS.values()})
-_PROTOCOL: dict[str, Callable[[Node, dict[int, str]], Iterator[str]]] = {
-    **dict.fromkeys(_POINTS, _at_point),
-    PARAMETER: _parameter,
-    CALL: _call,
-    SAVE: _save,
-    "attribute": _attribute,
-    "operator.setitem": _setitem,
-}
+    elif not isinstance(leaf, _LEAVES):
+        yield f"has an argument of type {type(leaf).__name__}, which a graph cannot hold"

@@ -33,7 +33,7 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
     if isinstance(inputs, str):
         inputs = [inputs]
     if hasattr(inputs, "keys"):
-        return _from_mapping(inputs)
+        return _from_mapping(inputs, tokenizer)
     if isinstance(inputs, torch.Tensor):
         return _from_rows(list(inputs if inputs.ndim == 2 else inputs[None]))
     if isinstance(inputs, list | tuple) and inputs and all(isinstance(item, str) for item in inputs):
@@ -52,16 +52,22 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
     )
 
 
-def _from_lists(inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
+def _from_lists(inputs: Sequence[Any], tokenizer: Any = None) -> dict[str, torch.Tensor]:
     rows = inputs if isinstance(inputs[0], list | tuple | torch.Tensor) else [inputs]
     try:
-        return _from_rows([torch.as_tensor(row, dtype=torch.int64) for row in rows])
+        return _from_rows([torch.as_tensor(row, dtype=torch.int64) for row in rows], tokenizer)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput("the token ids are not integers", why=str(error)) from None
 
 
-def _from_mapping(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    given = {key: torch.as_tensor(value) for key, value in inputs.items()}
+def _from_mapping(inputs: Mapping[str, Any], tokenizer: Any = None) -> dict[str, torch.Tensor]:
+    rows = inputs.get("input_ids")
+    if isinstance(rows, list) and len({len(row) if isinstance(row, list) else -1 for row in rows}) > 1:
+        return _from_lists(rows, tokenizer)  # a tokenizer that was not told to pad
+    try:
+        given = {key: torch.as_tensor(value) for key, value in inputs.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput("the inputs are not tensors", why=str(error)) from None
     if "input_ids" not in given:
         return given
     given = {key: value[None] if value.ndim == 1 else value for key, value in given.items()}

@@ -19,13 +19,29 @@ if TYPE_CHECKING:
 GROUP = "nnsight_hpc.backends"
 
 
+class Submitted(Protocol):
+    """A request that runs elsewhere, or waits there."""
+
+    id: str
+
+    def status(self) -> Any: ...
+    def wait(self, timeout: float | None = None) -> Any: ...
+    def result(self, timeout: float | None = None) -> dict[str, Any]: ...
+    def cancel(self) -> Any: ...
+    def logs(self, *, follow: bool = False) -> Any: ...
+
+
 class Backend(Protocol):
-    """Runs a graph somewhere. `remote` says whether the model's weights are needed here."""
+    """Runs a graph somewhere. `remote` says that it is not this process."""
 
     remote: bool
 
-    def run(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight) -> dict[str, Any]:
+    def run(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight, **local: Any) -> dict[str, Any]:
         """Run `graph` with its tensor constants and return what it saves, by name."""
+        ...
+
+    def submit(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight) -> Submitted:
+        """Have `graph` run, and return at once."""
         ...
 
 
@@ -34,8 +50,11 @@ class LocalBackend:
 
     remote = False
 
-    def run(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight) -> dict[str, Any]:
-        return run_graph(graph, tensors, model.module)
+    def run(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight, **local: Any) -> dict[str, Any]:
+        return run_graph(graph, tensors, model.module, **local)
+
+    def submit(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight) -> Submitted:
+        raise NotImplementedError("what runs in this process is run at once")
 
 
 def backend(*, remote: bool, pool: str | None, cluster: str | None) -> Backend:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import sys
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.build import FORWARD
-from nnsight_hpc.tracing.frames import users_line
-from nnsight_hpc.tracing.recorder import Recorder
+from nnsight_hpc.graph.build import FORWARD, INVOKE
+from nnsight_hpc.tracing.batches import Batch, form_of
+from nnsight_hpc.tracing.cache import Cache
+from nnsight_hpc.tracing.control import Loop
+from nnsight_hpc.tracing.current import current_trace, session_now, trace_now
+from nnsight_hpc.tracing.edits import replay
+from nnsight_hpc.tracing.invokes import Invoke
+from nnsight_hpc.tracing.iteration import Iterations, Steppings
+from nnsight_hpc.tracing.lines import users_line
+from nnsight_hpc.tracing.points import Points
+from nnsight_hpc.tracing.request import Request
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
+    from collections.abc import Iterable
+    from types import FrameType
     from typing import Self
 
     from nnsight_hpc.graph import Graph
@@ -20,105 +28,216 @@ if TYPE_CHECKING:
     from nnsight_hpc.tracing.models import NNsight
     from nnsight_hpc.tracing.value import Value
 
-_trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
-_session: ContextVar[Session | None] = ContextVar("session", default=None)
+__all__ = ["Session", "Trace", "current_trace"]
 
 
-def current_trace(path: str) -> Trace:
-    """The trace whose block is being recorded; raises `InvalidInput` outside of one."""
-    trace = _trace.get()
-    if trace is None:
-        raise InvalidInput(
-            f"{path or 'the model'} has values only while the model runs",
-            where=str(users_line()),
-            next="use it inside a `with model.trace(…):` block",
-        )
-    return trace
-
-
-class _Request:
-    """What a trace of its own and a session share: a recording that is run when the block ends."""
-
-    def __init__(self, model: NNsight, backend: Backend, kind: str) -> None:
-        self._model, self._backend, self._kind = model, backend, kind
-        self.recorder = Recorder()
-        self._graph: Graph | None = None
-
-    @property
-    def graph(self) -> Graph:
-        """The recorded graph, once the block is over."""
-        if self._graph is None:
-            raise InvalidInput("the graph is there when the block is over")
-        return self._graph
-
-    def _run(self, frame: FrameType) -> None:
-        self.recorder.close()
-        self._graph = self.recorder.graph(frame, self._model.identity(remote=self._backend.remote), self._kind)
-        results = self._backend.run(self._graph, self.recorder.tensors, self._model)
-        self.recorder.bind(frame, self._graph, results)
-
-
-class Session(_Request):
+class Session(Request):
     """Several traces as one request; a value of an earlier trace is used in a later one without a round trip."""
 
-    def __init__(self, model: NNsight, backend: Backend) -> None:
-        super().__init__(model, backend, "session")
+    def __init__(self, model: NNsight, backend: Backend, *, blocking: bool = True) -> None:
+        super().__init__(model, backend, "session", blocking=blocking)
+
+    def iter(self, items: Value | Iterable[Any]) -> Loop:
+        """``for x in session.iter(items):``, where the graph runs if `items` is a value; traces may stand in it."""
+        return Loop(self.recorder, items)
 
     def __enter__(self) -> Self:
-        if _session.get() is not None or _trace.get() is not None:
+        if session_now.get() is not None or trace_now.get() is not None:
             raise InvalidInput("a session cannot be opened inside another session or trace", where=str(users_line()))
         self._frame = sys._getframe(1)  # noqa: SLF001
-        self._token = _session.set(self)
+        self._token = session_now.set(self)
+        self._begin_block(self._frame)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        _session.reset(self._token)
+    def _end(self, error: BaseException | None) -> None:
+        session_now.reset(self._token)
         frame, self._frame = self._frame, None
-        if kind is None and frame is not None:
-            self._run(frame)
-        self.recorder.close()
+        try:
+            if error is None and frame is not None:
+                self._run(frame)
+        finally:
+            self.recorder.close()
 
     _frame: FrameType | None = None
 
 
-class Trace(_Request):
-    """One forward. `values` holds what stands at each point at this line of the block, by module path and kind."""
+class Trace(Points):
+    """One forward or generation of the model, or several where the inputs of its invokes differ in length."""
 
-    def __init__(self, model: NNsight, backend: Backend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__(model, backend, "trace")
-        self._args, self._kwargs = args, kwargs
-        self.values: dict[tuple[str, str], Any] = {}
+    def __init__(
+        self,
+        model: NNsight,
+        backend: Backend,
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        op: str = FORWARD,
+        scan: bool = False,
+        run: bool = True,
+        blocking: bool = True,
+    ) -> None:
+        super().__init__(model, backend, "trace", blocking=blocking)
+        self._op, self._inputs, self._kwargs, self._scan, self._runs = op, inputs, kwargs, scan, run
+        self._batches: list[Batch] = []
+        self._batch: Batch | None = None
+        self._caches: list[Cache] = []
+        self._one_call = self._all_rows = False
 
     @property
     def graph(self) -> Graph:
         """The recorded graph, once the block is over; of a trace in a session, the session's."""
         return super().graph if self._session is None else self._session.graph
 
+    @property
+    def steps(self) -> int | None:
+        """How often the model runs at most, in a generation; None where that is not known."""
+        steps: int | None = self._kwargs.get("max_new_tokens") if self._batch is None else self._batch.steps
+        return steps
+
     def __enter__(self) -> Self:
-        if _trace.get() is not None:
+        if trace_now.get() is not None:
             raise InvalidInput(
                 "a trace cannot be opened inside another one", where=str(users_line()), next="use a session"
             )
-        self._session = _session.get()
-        if self._session is not None:
-            self.recorder = self._session.recorder
+        self._join_session()
         self._frame = sys._getframe(1)  # noqa: SLF001
-        self.forward: Value = self.recorder.record(FORWARD, *self._args, **self._kwargs)
-        self._token = _trace.set(self)
+        self._start, self.outer = len(self.recorder.builder.nodes), self.recorder.block
+        self._one_call = self.model.given(self._inputs, self._kwargs)
+        if self._one_call:
+            args, kwargs = self.model.prepare(self._op, self._inputs, self._kwargs)
+            self._batch = self._begin(None, args, kwargs)
+            self.where = self._batch.forward
+        self._token = trace_now.set(self)
+        self._begin_block(self._frame)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        _trace.reset(self._token)
-        frame, self._frame = self._frame, None
+    def invoke(self, *inputs: Any, **kwargs: Any) -> Invoke:
+        """``with tracer.invoke(inputs):`` adds rows to the batch; without inputs its values show all rows."""
+        return Invoke(self, inputs, kwargs)
+
+    @property
+    def iter(self) -> Iterations:
+        """``for step in tracer.iter[2:5]:`` later calls of the modules during a generation."""
+        return Iterations(self)
+
+    def all(self) -> Steppings:
+        """Every step of a generation: ``tracer.iter[:]``."""
+        return self.iter[:]
+
+    def cache(
+        self,
+        modules: Iterable[Any] | None = None,
+        *,
+        include_inputs: bool = False,
+        include_output: bool = True,
+        device: Any = "cpu",
+        dtype: Any = None,
+    ) -> Cache:
+        """Save what all modules, or those given as envoys or paths, return in this trace, as the model passed it on."""
+        kinds = ("inputs",) * include_inputs + ("output",) * include_output
+        cache = Cache(self, modules, kinds, device=device, dtype=dtype)
+        self._caches.append(cache)
+        return cache
+
+    def join(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        """Add the rows of an invoke, and return where its values are."""
+        args, keywords = self.model.prepare(self._op, inputs, {**self._kwargs, **kwargs})
+        form, rows = form_of((args, keywords))
+        self._batch = next((b for b in self._batches if form is not None and b.form == form), None)
+        if self._batch is None:
+            self._batch = self._begin(form, args, keywords)
+        else:
+            self._batch.parts.append((args, keywords))
+            if self.recorder.shadow is not None:
+                self.recorder.replace(self._batch.forward, *self._batch.inputs())
+        if rows is None:
+            return self._batch.forward
+        start, self._batch.rows = self._batch.rows, self._batch.rows + rows
+        where = self.recorder.append(INVOKE, (self._batch.forward, start, self._batch.rows), {}, self.outer)
+        self.wheres.append(where.node)
+        return where
+
+    def all_rows(self) -> Value:
+        """Where the values of all rows are; raises `InvalidInput` unless all invokes share one forward."""
+        if len(self._batches) != 1:
+            raise InvalidInput(
+                "the rows of all invokes are asked for" + (", and there are none" if not self._batches else ""),
+                where=str(users_line()),
+                why="the inputs of the invokes differ in length, so they do not run as one batch"
+                if self._batches
+                else "",
+                next="give the invoke inputs" + (", or the others inputs of one length" if self._batches else ""),
+            )
+        self._all_rows = True
+        self._batch = self._batches[0]
+        return self._batch.forward
+
+    def _join_session(self) -> None:
+        self._session = session_now.get()
         if self._session is not None:
+            if self._session.model.origin is not self.model.origin:
+                raise InvalidInput("a session runs on one model, and this is another", where=str(users_line()))
+            self.recorder = self._session.recorder
+        if self._scan and self.recorder.shadow is None:
+            self.recorder.watch(self.model.origin.tree)
+
+    def _begin(self, form: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
+        """Record a new forward. One that invokes may share (it has a form) gets its inputs when all are known."""
+        if self._all_rows:
+            raise InvalidInput(
+                "this invoke would run as a forward of its own",
+                where=str(users_line()),
+                why="an earlier invoke without inputs shows all rows, and these inputs have another length",
+            )
+        given = (args, kwargs) if form is None or self.recorder.shadow is not None else ((), {})
+        forward = self.recorder.append(self._op, *given, self.outer)
+        self.wheres.append(forward.node)
+        batch = Batch(forward, form)
+        batch.parts.append((args, kwargs))
+        self._batches.append(batch)
+        if self.model.edits:
+            replay(self.model.edits, self.recorder, batch)
+        return batch
+
+    def _end(self, error: BaseException | None) -> None:
+        """The block is over: run what it recorded, unless it raised `error` or belongs to a session."""
+        trace_now.reset(self._token)
+        frame, self._frame = self._frame, None
+        assert frame is not None, "a context is left once"
+        try:
+            if error is not None:
+                self.recorder.drop(self._start)
+            else:
+                self._complete()
+                if self._session is None:
+                    self._run(frame)
+        finally:
+            self.recorder.points.clear()
+            if self._session is None:
+                self.recorder.close()
+
+    def _complete(self) -> None:
+        """Record what was waiting for the end of the block."""
+        if not self._batches:
+            raise InvalidInput(
+                "the trace has no inputs",
+                next="give them to model.trace(…), or open `with tracer.invoke(…):` in the block",
+            )
+        for cache in self._caches:
+            cache.record()
+        for batch in self._batches:
+            if batch.form is not None and self.recorder.shadow is None:  # under scan it has them already
+                self.recorder.replace(batch.forward, *batch.inputs())
+        self.recorder.settle_gradients(self._start)
+
+    def _run(self, frame: FrameType) -> None:
+        if self._runs:
+            super()._run(frame)
             return
-        if kind is None and frame is not None:
-            self._run(frame)
+        self.recorder.finish()
         self.recorder.close()
+        self._graph = self.recorder.graph(frame, self.model.identity(remote=False), self._kind)
+        self.recorder.bind(frame)
 
     _frame: FrameType | None = None
     _session: Session | None = None

@@ -1,19 +1,23 @@
 """A mirror of the model's module tree: what stands for a module in a block."""
+# ruff: noqa: SLF001 - torch's own tables of children, parameters and buffers, and parts of one tree
 
 from __future__ import annotations
 
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.build import CALL, PARAMETER, READS, SETS
-from nnsight_hpc.tracing.context import current_trace
+import torch
+
+from nnsight_hpc.graph.build import CALL, PARAMETER
+from nnsight_hpc.tracing.attachments import Attachment
+from nnsight_hpc.tracing.current import current_recorder, current_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
-    import torch
-
-    from nnsight_hpc.tracing.context import Trace
+    from nnsight_hpc.tracing.models import NNsight
+    from nnsight_hpc.tracing.source import SourceEnvoy
     from nnsight_hpc.tracing.value import Value
 
 
@@ -22,69 +26,107 @@ class Envoy:
 
     Inside a trace ``output``, ``input`` (the first argument) and ``inputs`` (arguments, keywords) are values that can be
     read, replaced by assignment, and changed in place; parameters (``weight``) are values to read; a call runs the module
-    on a value.
+    on a value. A module of the researcher can be attached under a new name (``m.sae = module``) and called on values, too.
     """
 
-    def __init__(self, module: torch.nn.Module, path: str = "") -> None:
-        self._module, self._path = module, path
+    def __init__(self, module: torch.nn.Module, path: str = "", root: NNsight | None = None) -> None:
+        self._module, self._path, self._root = module, path, root
 
     @property
     def output(self) -> Any:
-        return self._read("output")
+        return current_trace(self._path).read(self._path, "output")
 
     @output.setter
     def output(self, value: Any) -> None:
-        self._set("output", value)
+        current_trace(self._path).set(self._path, "output", value)
 
     @property
     def input(self) -> Any:
-        return self._read("input")
+        return current_trace(self._path).read(self._path, "input")
 
     @input.setter
     def input(self, value: Any) -> None:
-        self._set("input", value)
+        current_trace(self._path).set(self._path, "input", value)
 
     @property
     def inputs(self) -> Any:
-        return self._read("inputs")
+        return current_trace(self._path).read(self._path, "inputs")
 
     @inputs.setter
     def inputs(self, value: Any) -> None:
-        self._set("inputs", value)
+        current_trace(self._path).set(self._path, "inputs", value)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and not hasattr(type(self), name):
-            raise AttributeError(
-                f"{name!r} cannot be set on {self._path or 'the model'}; set its output, input or inputs"
-            )
-        super().__setattr__(name, value)
+    @property
+    def source(self) -> SourceEnvoy:
+        """The operations inside the module's forward: print it for a list."""
+        from nnsight_hpc.tracing.source import SourceEnvoy  # noqa: PLC0415 - it reads and rewrites source: rarely needed
+
+        return SourceEnvoy(self)
+
+    def skip(self, value: Any) -> None:
+        """Do not run the module in this forward; `value` is its output."""
+        current_trace(self._path).skip(self._path, value)
+
+    def next(self, calls: int = 1) -> Self:
+        """From here on the points of this module, and of those in it, are those of a later call during a generation."""
+        current_trace(self._path).later(self._path, calls)
+        return self
 
     def get(self, path: str) -> Envoy:
         """The module at a path below this one, also one that is named like a point: ``model.get("layers.3.mlp")``."""
         envoy = self
         for part in path.split("."):
-            child = envoy._module._modules.get(part)  # noqa: SLF001 - torch's own table of children
+            child = envoy._module._modules.get(part)
             envoy = getattr(envoy, part) if child is None else envoy._child(part, child)
         return envoy
 
+    def parameters(self) -> Iterator[Any]:
+        """The parameters of the module and of those in it: values inside a block, torch's own outside."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """As `parameters`, with their names."""
+        recorder = current_recorder()
+        for name, parameter in self._module.named_parameters():
+            path, _, last = f"{self._path}.{name}".lstrip(".").rpartition(".")
+            yield name, parameter if recorder is None else recorder.record(PARAMETER, path, last)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
-        return self._trace().recorder.record(CALL, self._path, *args, **kwargs)
+        return current_trace(self._path).recorder.record(CALL, self._path, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        elif isinstance(value, torch.nn.Module) and name not in self._module._modules:
+            self._model.attached[self._path, name] = value
+        else:
+            raise AttributeError(
+                f"{name!r} cannot be set on {self._path or 'the model'}; set its output, input or inputs, "
+                "or attach a module under a new name"
+            )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        children = dict(self._module.named_children())
-        if name in children:
-            return self._child(name, children[name])
-        own = {**dict(self._module.named_parameters(recurse=False)), **dict(self._module.named_buffers(recurse=False))}
-        if name in own:
-            return self._trace().recorder.record(PARAMETER, self._path, name)
-        near = difflib.get_close_matches(name, [*children, *own, "output", "input", "inputs"], n=3, cutoff=0.5)
+        module = self._module
+        if (child := module._modules.get(name)) is not None:
+            return self._child(name, child)
+        if module._parameters.get(name) is not None or module._buffers.get(name) is not None:
+            return current_trace(self._path).recorder.record(PARAMETER, self._path, name)
+        if (attached := self._model.attached.get((self._path, name))) is not None:
+            return Attachment(attached, self._below(name))
+        if (old := self._aliases().get(name)) is not None:
+            return self.get(old)
+        plain = getattr(module, name, None)
+        if plain is not None and not callable(plain) and not isinstance(plain, torch.Tensor):
+            return plain  # its configuration and other data
+        known = [*module._modules, *module._parameters, *module._buffers, *self._aliases(), "output", "input", "inputs"]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise AttributeError(f"{self._path or 'the model'} ({type(self._module).__name__}) has no {name!r}{hint}")
+        raise AttributeError(f"{self._path or 'the model'} ({type(module).__name__}) has no {name!r}{hint}")
 
     def __getitem__(self, index: int | slice) -> Any:
-        names = [name for name, _ in self._module.named_children()]
+        names = list(self._module._modules)
         if isinstance(index, slice):
             return [self.get(name) for name in names[index]]
         return self.get(names[index])
@@ -93,33 +135,36 @@ class Envoy:
         return iter(self[:])
 
     def __len__(self) -> int:
-        return len(list(self._module.children()))
+        return len(self._module._modules)
 
     def __dir__(self) -> list[str]:
-        names = [name for name, _ in self._module.named_children()]
-        return sorted({*super().__dir__(), *names, *dict(self._module.named_parameters(recurse=False))})
+        attached = [name for path, name in self._model.attached if path == self._path]
+        own = [*self._module._modules, *self._module._parameters, *self._module._buffers]
+        return sorted({*super().__dir__(), *own, *attached, *self._aliases()})
 
     def __repr__(self) -> str:
         return repr(self._module)
 
+    @property
+    def _model(self) -> NNsight:
+        """The model that this is a part of."""
+        assert self._root is not None, "a model is its own root"
+        return self._root
+
+    def _below(self, name: str) -> str:
+        return f"{self._path}.{name}" if self._path else name
+
     def _child(self, name: str, module: torch.nn.Module) -> Envoy:
-        return Envoy(module, f"{self._path}.{name}" if self._path else name)
+        return Envoy(module, self._below(name), self._model)
 
-    def _trace(self) -> Trace:
-        return current_trace(self._path)
+    def _aliases(self) -> dict[str, str]:
+        """The researcher's names for modules below this one: the path from here by the new name."""
+        return {new: old for old, new in self._model.renamed.items() if _holds(self._module, old)}
 
-    def _read(self, kind: str) -> Any:
-        trace = self._trace()
-        place = (self._path, kind)
-        if place not in trace.values:
-            trace.values[place] = trace.recorder.record(READS[kind], trace.forward, self._path)
-        return trace.values[place]
 
-    def _set(self, kind: str, value: Any) -> None:
-        trace = self._trace()
-        if (
-            value is None or trace.values.get((self._path, kind)) is not value
-        ):  # `m.output *= 2` assigns what it changed already
-            trace.recorder.record(SETS[kind], trace.forward, self._path, value)
-            for stale in ("output",) if kind == "output" else ("input", "inputs"):
-                trace.values.pop((self._path, stale), None)
+def _holds(module: torch.nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -1,84 +1,166 @@
-"""The researcher's frames: which line made a node, and which of their names get the real values after a block."""
+"""The researcher's frames: which of their names get the real values after a block, and writing names into a running frame.
+
+A context's caller may be a wrapper (``contextlib.ExitStack``, a ``@contextmanager`` of the researcher's): names are then
+looked for in the wrapper and in the frame that uses it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dis
 import functools
-import linecache
-import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nnsight_hpc.graph.nodes import Source
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
+    from collections.abc import Callable, Iterator, Mapping
+    from types import CodeType, FrameType
 
 T = TypeVar("T")
 _CONTAINERS = frozenset({list, tuple, dict})
-_OURS = ("nnsight_hpc.tracing", "torch", "einops")
+_WRITES_THROUGH = sys.version_info >= (3, 13)  # PEP 667
+_GENERATOR = contextlib._GeneratorContextManager  # noqa: SLF001 - its frames are told by their code
+_RUNS_GENERATOR = (_GENERATOR.__enter__.__code__, _GENERATOR.__exit__.__code__)
 
 
-def users_frame() -> FrameType:
-    """The innermost frame that is neither ours nor torch's."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to a caller's frame
-    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
-        frame = frame.f_back
-    return frame
+class Entries(tuple[Any, ...]):
+    """What stands in the place of one entry of a list or tuple: any number of entries; in a dict, none removes the key."""
+
+    __slots__ = ()
 
 
-def users_line() -> Source:
-    """The line that the researcher's code is at, its file relative to the working folder where it lies below it."""
-    frame = users_frame()
-    file = frame.f_code.co_filename
-    here = f"{os.getcwd()}{os.sep}"  # noqa: PTH109 - at every operation, and a Path takes ten times as long
-    text = linecache.getline(file, frame.f_lineno, frame.f_globals).strip()
-    return Source(file.removeprefix(here), frame.f_lineno, text[:200])
-
-
-@functools.cache
-def _is_ours(module: str) -> bool:
-    return any(module == name or module.startswith(name + ".") for name in _OURS)
+DROP = Entries()
 
 
 def named(frame: FrameType, kind: type[T]) -> list[tuple[str, T]]:
     """What is of type `kind` in the frame's names and in the lists, tuples and dicts under them, with how it is reached."""
     found: list[tuple[str, T]] = []
 
-    def note(value: T, name: str) -> T:
-        found.append((name, value))
+    def note(value: T, path: str, _place: str) -> T:
+        found.append((path, value))
         return value
 
-    for name, value in dict(frame.f_locals).items():
-        _walk(value, name, kind, note, set())
+    for names in _namespaces(frame):
+        walk = _Walk(kind, note)
+        for name, value in names.items():
+            walk.through(value, name)
     return found
 
 
-def bind(frame: FrameType, kind: type[T], replace: Callable[[T], Any]) -> None:
-    """Put what `replace` makes of each value of type `kind` in its place: a name of the frame, or a place in its containers."""
-    for name, value in dict(frame.f_locals).items():
-        new = _walk(value, name, kind, lambda item, _name: replace(item), set())
-        if new is not value:
-            frame.f_locals[name] = new
-            if sys.version_info < (3, 13):  # PEP 667: from 3.13 on f_locals writes through
-                ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+def bind(frame: FrameType, kind: type[T], replace: Callable[[T, str], Any]) -> None:
+    """Put what `replace` makes of each value of type `kind` in its place: a name of the frame, or a place in its containers.
+
+    Parameters
+    ----------
+    replace
+        Called with the value and ``name``, ``list``, ``tuple`` or ``dict``, where it stands. For an entry of a container
+        it may return `Entries`.
+    """
+    walk = _Walk(kind, lambda value, _path, place: replace(value, place))
+    for names in _namespaces(frame):
+        new = {name: made for name, value in names.items() if (made := walk.through(value, name)) is not value}
+        if new:
+            names.write(new)
 
 
-def _walk(value: Any, name: str, kind: type[T], visit: Callable[[T, str], Any], seen: set[int]) -> Any:
-    """Visit what is in plain containers; lists and dicts are changed in place, tuples made anew where something changed."""
-    if type(value) is kind:
-        return visit(value, name)
-    if type(value) not in _CONTAINERS or id(value) in seen:
+def write(frame: FrameType, names: Mapping[str, Any]) -> None:
+    """Give names of a running function their values; of a module or class, too."""
+    known = frame.f_locals
+    known.update(names)
+    if not _WRITES_THROUGH:
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+
+
+def outer_of_wrapper(frame: FrameType) -> FrameType | None:
+    """The frame with the ``with`` statement for which `frame` runs a ``@contextmanager`` function; None for other frames."""
+    back = frame.f_back
+    return back.f_back if back is not None and back.f_code in _RUNS_GENERATOR else None
+
+
+class _Locals:
+    def __init__(self, frame: FrameType) -> None:
+        self._frame = frame
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(self._frame.f_locals.items())
+
+    def write(self, names: Mapping[str, Any]) -> None:
+        write(self._frame, names)
+
+
+class _Globals:
+    """The globals that a function declares as such and assigns to."""
+
+    def __init__(self, frame: FrameType) -> None:
+        self._globals, self._names = frame.f_globals, _assigned_globals(frame.f_code)
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, self._globals[name]) for name in self._names if name in self._globals]
+
+    def write(self, names: Mapping[str, Any]) -> None:
+        self._globals.update(names)
+
+
+def _namespaces(frame: FrameType) -> Iterator[_Locals | _Globals]:
+    """The names of the frame that opened a block, and of those around it that it opened the block for."""
+    while True:
+        if frame.f_globals is not contextlib.__dict__:
+            yield _Locals(frame)
+            if frame.f_locals is not frame.f_globals and _assigned_globals(frame.f_code):
+                yield _Globals(frame)
+            outer = outer_of_wrapper(frame)
+        else:
+            outer = frame.f_back
+        if outer is None:
+            return
+        frame = outer
+
+
+@functools.lru_cache(maxsize=1024)
+def _assigned_globals(code: CodeType) -> tuple[str, ...]:
+    return tuple({i.argval: None for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"})
+
+
+class _Walk:
+    """Visits values of one type in plain containers: lists and dicts are changed in place, tuples made anew."""
+
+    def __init__(self, kind: type[T], visit: Callable[[T, str, str], Any]) -> None:
+        self._kind, self._visit = kind, visit
+        self._looked_at = {*_CONTAINERS, kind}
+        self._seen: dict[int, tuple[Any, Any]] = {}
+
+    def through(self, value: Any, path: str, place: str = "name") -> Any:
+        """What is to stand in the place of `value`."""
+        if type(value) is self._kind:
+            return self._visit(value, path, place)
+        if type(value) not in _CONTAINERS:
+            return value
+        if id(value) in self._seen:
+            return self._seen[id(value)][1]
+        self._seen[id(value)] = value, value
+        places = value.items() if isinstance(value, dict) else enumerate(value)
+        found = [(key, item) for key, item in places if type(item) in self._looked_at]  # of a corpus's strings none
+        inner = type(value).__name__
+        new = {key: self.through(item, f"{path}[{key!r}]", inner) for key, item in found}
+        changed = {key: new[key] for key, item in found if new[key] is not item}
+        result = _changed(value, changed) if changed else value
+        self._seen[id(value)] = value, result
+        return result
+
+
+def _changed(value: Any, changed: Mapping[Any, Any]) -> Any:
+    """The container with new entries at the keys or indices of `changed`."""
+    if isinstance(value, dict):
+        value.update(changed)
+        for key in [key for key, item in changed.items() if type(item) is Entries]:
+            del value[key]
         return value
-    seen.add(id(value))
-    looked_at = {*_CONTAINERS, kind}
-    places = value.items() if isinstance(value, dict) else enumerate(value)
-    found = [(key, item) for key, item in places if type(item) in looked_at]  # a corpus of a million strings is no work
-    new = {key: _walk(item, f"{name}[{key!r}]", kind, visit, seen) for key, item in found}
-    changed = {key: new[key] for key, item in found if new[key] is not item}
+    entries: list[Any] = []
+    for index, item in enumerate(value):
+        new = changed.get(index, item)
+        entries += new if type(new) is Entries else [new]
     if isinstance(value, tuple):
-        return tuple(changed.get(index, item) for index, item in enumerate(value)) if changed else value
-    for key, item in changed.items():
-        value[key] = item
+        return tuple(entries)
+    value[:] = entries
     return value

@@ -1,19 +1,30 @@
-"""The models that a researcher wraps: any `torch.nn.Module`, or a causal language model of Hugging Face."""
+"""What a researcher wraps a module in: envoys of all its modules, and the contexts that run it."""
+# ruff: noqa: SLF001 - edited copies of one model
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+import copy
+import inspect
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
-from nnsight_hpc.models import fingerprint, load, load_tokenizer, module_tree, prepare_inputs
-from nnsight_hpc.models.load import find_folder
+from nnsight_hpc.graph.build import GENERATE
 from nnsight_hpc.tracing.backend import backend
 from nnsight_hpc.tracing.context import Session, Trace
+from nnsight_hpc.tracing.editing import Editing
 from nnsight_hpc.tracing.envoy import Envoy
-from nnsight_hpc.wire.errors import NotFound
+from nnsight_hpc.tracing.generation import generation_options
+from nnsight_hpc.tracing.lines import users_line
+from nnsight_hpc.tracing.rerun import rerun
+from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.messages import ModelIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from nnsight_hpc.graph import Graph
+    from nnsight_hpc.tracing.edits import Edit
 
 
 class NNsight(Envoy):
@@ -24,114 +35,181 @@ class NNsight(Envoy):
         with model.trace(x):
             hidden = model.layers[3].output.save()
             model.layers[4].output[:] *= 0
+
+    Parameters
+    ----------
+    rename
+        New names for modules, beside the old ones: ``{"mlp": "ffn", "model.layers": "blocks"}``; a path is one from any
+        module that has it.
+
+    Attributes
+    ----------
+    edits
+        Interventions that every trace begins with.
+    attached
+        Modules of the researcher by where they hang.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, *, rename: Mapping[str, str] | None = None) -> None:
         super().__init__(module)
+        self._renamed, self._edits, self._attached = dict(rename or {}), [], {}
+        self._origin: NNsight | None = None
+
+    _edits: list[Edit]
+    _attached: dict[tuple[str, str], torch.nn.Module]
+    _where: tuple[str | None, str | None] = (None, None)  # the pool and cluster that a remote trace runs on by default
 
     @property
     def module(self) -> torch.nn.Module:
         """The real module, with weights."""
-        return self._module
+        return self.tree
+
+    @property
+    def tree(self) -> torch.nn.Module:
+        """The modules, their weights perhaps not loaded."""
+        return self.origin._module
+
+    @property
+    def origin(self) -> NNsight:
+        """The model that this one is an edited copy of, or itself."""
+        return self._origin or self
+
+    @property
+    def edits(self) -> list[Edit]:
+        return self._edits
+
+    @property
+    def attached(self) -> dict[tuple[str, str], torch.nn.Module]:
+        return self._attached
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        return self._renamed
+
+    @property
+    def _model(self) -> NNsight:
+        return self
 
     def identity(self, *, remote: bool) -> ModelIdentity:  # noqa: ARG002 - a language model computes more when it is sent
         """Which model this is, for a graph."""
         return ModelIdentity(id=type(self._module).__name__)
 
     def trace(
-        self, *inputs: Any, remote: bool = False, pool: str | None = None, cluster: str | None = None, **kwargs: Any
+        self,
+        *inputs: Any,
+        remote: bool = False,
+        pool: str | None = None,
+        cluster: str | None = None,
+        blocking: bool = True,
+        scan: bool = False,
+        validate: bool = False,
+        **kwargs: Any,
     ) -> Trace:
         """Record the block and run it within one forward of the model.
 
         Parameters
         ----------
         inputs, kwargs
-            What the model is called with.
+            What the model is called with; without inputs, ``tracer.invoke(…)`` gives them.
         remote
             Run on a pool of a cluster (or of the embedded profile ``local``) instead of in this process.
         pool, cluster
             Which ones; by default the pool with the same weights, on the default cluster.
+        blocking
+            False: submit the request and return at once; ``tracer.request.result()`` waits for it.
+        scan, validate
+            Give every value in the block its shape, dtype and device, and raise errors of shapes and indices there.
         """
-        args, keywords = self._prepare(inputs, kwargs)
-        return Trace(self, backend(remote=remote, pool=pool, cluster=cluster), args, keywords)
+        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        return Trace(self, where, inputs, kwargs, scan=scan or validate, blocking=blocking)
 
-    def session(self, *, remote: bool = False, pool: str | None = None, cluster: str | None = None) -> Session:
+    def generate(
+        self,
+        *inputs: Any,
+        remote: bool = False,
+        pool: str | None = None,
+        cluster: str | None = None,
+        blocking: bool = True,
+        scan: bool = False,
+        validate: bool = False,
+        **kwargs: Any,
+    ) -> Trace:
+        """As `trace`, with a generation in place of a forward; `kwargs` are those of the model's own ``generate``.
+
+        Sampling (``do_sample=True``) needs a ``seed=``.
+        """
+        if not hasattr(self._module, "generate"):
+            raise InvalidInput(f"{type(self._module).__name__} generates nothing", where=str(users_line()))
+        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        options = generation_options(kwargs, self.generation_config)
+        return Trace(self, where, inputs, options, op=GENERATE, scan=scan or validate, blocking=blocking)
+
+    def scan(self, *inputs: Any, **kwargs: Any) -> Trace:
+        """Record the block with fake tensors, and run nothing: every value has its shape, dtype and device in it."""
+        return Trace(self, backend(remote=False, pool=None, cluster=None), inputs, kwargs, scan=True, run=False)
+
+    def session(
+        self, *, remote: bool = False, pool: str | None = None, cluster: str | None = None, blocking: bool = True
+    ) -> Session:
         """Record several traces and run them as one request."""
-        return Session(self, backend(remote=remote, pool=pool, cluster=cluster))
+        return Session(self, self._backend(remote=remote, pool=pool, cluster=cluster), blocking=blocking)
 
-    def _prepare(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def edit(self, *, inplace: bool = False) -> Editing:
+        """``with model.edit() as edited:`` records interventions that every later trace of `edited` begins with.
+
+        `edited` shares the weights; with ``inplace=True`` it is the model itself.
+        """
+        return Editing(self if inplace else self._copy())
+
+    def clear_edits(self) -> None:
+        """Take the edits of this model back."""
+        self._edits.clear()
+
+    def run(
+        self,
+        graph: Graph,
+        *inputs: Any,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+        remote: bool = False,
+        pool: str | None = None,
+        cluster: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Run a recorded graph again, and return its saved values by name.
+
+        Parameters
+        ----------
+        inputs, kwargs
+            What to call the model with in place of what was recorded; none: as recorded.
+        tensors
+            The graph's tensor constants by name, where it does not bring them: it was read from a document.
+        """
+        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        return rerun(self, graph, where, (inputs, kwargs), graph.tensors if tensors is None else tensors)
+
+    def given(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether these are inputs; a model that takes none needs none."""
+        return bool(inputs or kwargs) or not inspect.signature(self._module.forward).parameters
+
+    def prepare(
+        self,
+        op: str,  # noqa: ARG002 - a language model's own generation takes other arguments than its forward
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a forward or generation (`op`) for what the researcher gave."""
         return inputs, kwargs
 
-
-class LanguageModel(NNsight):
-    """A causal language model: its config, tokenizer and module tree now, its weights at the first local run.
-
-    Parameters
-    ----------
-    model
-        A folder that `save_pretrained` wrote, a Hugging Face id, or a module that is in memory already.
-    tokenizer
-        Instead of the model's own.
-    dispatch
-        Load the weights at once.
-    revision
-        Of a model by id.
-    dtype
-        Of the weights: ``auto`` (as saved) or the name of a torch dtype.
-    kwargs
-        Passed on to ``from_pretrained``.
-
-    Raises
-    ------
-    NotFound
-        There is no such model.
-    """
-
-    def __init__(
-        self,
-        model: str | torch.nn.Module,
-        tokenizer: Any = None,
-        *,
-        dispatch: bool = False,
-        revision: str | None = None,
-        dtype: str = "auto",
-        **kwargs: Any,
-    ) -> None:
-        self._name, self._revision, self._dtype, self._kwargs = model, revision, dtype, kwargs
-        super().__init__(model if isinstance(model, torch.nn.Module) else module_tree(model, revision))
-        self._tokenizer = tokenizer
-        if dispatch:
-            _ = self.module
-
     @property
-    def module(self) -> torch.nn.Module:
-        """The real module; its weights are loaded when they are first needed."""
-        if isinstance(self._name, str) and any(p.is_meta for p in self._module.parameters()):
-            loaded = load(self._name, dtype=self._dtype, revision=self._revision, **self._kwargs)
-            self._module = loaded.module
-        return self._module
+    def generation_config(self) -> Any:
+        """The model's own defaults for generations."""
+        return getattr(self._module, "generation_config", None)
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, or None."""
-        if self._tokenizer is not None or not isinstance(self._name, str):
-            return self._tokenizer
-        return load_tokenizer(find_folder(self._name, self._revision))
+    def _backend(self, *, remote: bool, pool: str | None, cluster: str | None) -> Any:
+        default_pool, default_cluster = self._where
+        return backend(remote=remote, pool=pool or default_pool, cluster=cluster or default_cluster)
 
-    def identity(self, *, remote: bool) -> ModelIdentity:
-        if not isinstance(self._name, str):
-            return super().identity(remote=remote)
-        weights = self._fingerprint if remote else ""
-        return ModelIdentity(id=self._name, fingerprint=weights, revision=self._revision)
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        try:
-            return fingerprint(find_folder(self._name, self._revision))
-        except NotFound:
-            return ""  # no weights here: the pool is chosen by name
-
-    def _prepare(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        prompt = inputs[0] if len(inputs) == 1 else (list(inputs) or kwargs)
-        extra = kwargs if inputs else {}
-        return (), {"use_cache": False, **prepare_inputs(prompt, self.tokenizer), **extra}
+    def _copy(self) -> Self:
+        edited = copy.copy(self)
+        edited._origin, edited._edits = self.origin, list(self._edits)
+        return edited

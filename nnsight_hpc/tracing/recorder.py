@@ -1,62 +1,108 @@
-"""Records one request: nodes in program order, the tensors they refer to, and which values are saved."""
+"""Records one request: nodes in program order, which values are saved, and after the run what they turned out to be."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nnsight_hpc.graph import Device, DType, GraphBuilder, Ref, TensorRef
-from nnsight_hpc.graph.build import SAVE
-from nnsight_hpc.graph.nodes import map_leaves
-from nnsight_hpc.tracing.frames import bind, named, users_line
+from nnsight_hpc.execution.values import Absent, NotReached
+from nnsight_hpc.graph import Graph, Ref
+from nnsight_hpc.graph.build import BACKWARD, FINAL, SAVE
+from nnsight_hpc.tracing.frames import DROP, Entries, bind, named
+from nnsight_hpc.tracing.recording import Recording
+from nnsight_hpc.tracing.repeats import Repeats
 from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import FrameType
 
-    from nnsight_hpc.graph import Graph
     from nnsight_hpc.wire.messages import ModelIdentity
 
 
-class Recorder:
-    """The state of a recording; closed once its block is over, and then the place where values find their results."""
+class Recorder(Recording):
+    """A recording with what it returns; closed once its block is over, and then the place where values find their results.
 
-    def __init__(self) -> None:
-        self.builder = GraphBuilder()
-        self.tensors: dict[str, torch.Tensor] = {}
+    Attributes
+    ----------
+    backward
+        The backward pass whose block is being recorded.
+    names
+        Names for saves that no name of the researcher holds.
+    repeats
+        Which saves one line makes at each step of a generation.
+    refusal
+        What is wrong with the recording and could not be raised at once.
+    pending
+        The id of the request that it was submitted as.
+    bound
+        Called when the names of the block are bound.
+    """
+
+    def __init__(self, *, remote: bool = False) -> None:
+        super().__init__(remote=remote)
         self.results: dict[int, Any] = {}
-        self._open = True
+        self.backward: Value | None = None
+        self.names: dict[int, str] = {}
+        self.repeats = Repeats()
+        self.refusal: InvalidInput | None = None
+        self.pending = ""
+        self.bound: list[Callable[[], None]] = []
         self._saves: list[int] = []
-
-    def record(self, op: str, *args: Any, **kwargs: Any) -> Value:
-        """Append a node for the line that the researcher is at; raises `InvalidInput` when the block is over."""
-        source = users_line()
-        if not self._open:
-            raise InvalidInput(
-                "the block that this value belongs to is over",
-                where=str(source),
-                why="a value that was not saved exists only while the model runs",
-                next="keep it with .save() inside the block",
-            )
-        return Value(
-            self, self.builder.append(op, map_leaves(args, self._leaf), map_leaves(kwargs, self._leaf), source)
-        )
+        self._containers: list[Value] = []
+        self._loose: list[int] = []  # gradients that are read or set outside of a backward's block
+        self._returned: Mapping[str, int] = {}
 
     def save(self, value: Value) -> int:
         """Keep `value` as it is at this line; returns the id of the save."""
-        node = self.record(SAVE, value).node
-        self._saves.append(node)
-        return node
+        saved = self.record(SAVE, value)
+        self._saves.append(saved.node)
+        self.repeats.note(saved.node)
+        if self.shadow is not None:
+            self.results[saved.node] = value.fake
+        return saved.node
 
-    def close(self) -> None:
-        self._open = False
+    def save_at_the_end(self, container: Value) -> None:
+        """Keep a list or dict as it is when the block is over: what is appended after this line belongs to it."""
+        self._containers.append(container)
+
+    def finish(self) -> None:
+        """The block is over: save the containers that were waiting for it."""
+        for container in self._containers:
+            if container.node not in self._pruned:
+                container.saved = self.save(container)
+
+    def gradient(self, op: str, *args: Any) -> Value:
+        """Record a read or change of a gradient, in the backward pass whose block this is or in the next one."""
+        if self.backward is not None:
+            return self.record(op, *args, backward=self.backward)
+        value = self.record(op, *args)
+        self._loose.append(value.node)
+        return value
+
+    def backpropagate(self, loss: Value, options: dict[str, Any]) -> Value:
+        """Record a backward pass; gradients named before it belong to it."""
+        self._loose.clear()
+        return self.record(BACKWARD, loss, **options)
+
+    def settle_gradients(self, start: int) -> None:
+        """At the end of a trace: gradients named after its last backward pass belong to that one."""
+        nodes = self.builder.nodes
+        last = [node.id for node in nodes[start:] if node.op == BACKWARD][-1:] if self._loose else []
+        for index in self._loose if last else ():
+            old = nodes[index]
+            nodes[index] = dataclasses.replace(old, kwargs={**old.kwargs, "backward": Ref(last[0])})
+        self._loose.clear()
+
+    def drop(self, start: int) -> None:
+        super().drop(start)
+        self._saves = [save for save in self._saves if save < start]
+        self._loose = [node for node in self._loose if node < start]
 
     def graph(self, frame: FrameType, model: ModelIdentity, kind: str) -> Graph:
-        """The recorded graph, its saves named after the names that hold them in `frame`."""
-        names: dict[int, str] = {}
+        """The recorded graph with its tensors, its saves named after the names that hold them in `frame`."""
+        names = dict(self.names)
         for name, value in named(frame, Value):
             if (save := self._save_of(value)) is not None:
                 names.setdefault(save, name)
@@ -64,36 +110,74 @@ class Recorder:
         for node in self._saves:
             name = names.get(node, f"value_{node}")
             saves[name if name not in saves else f"{name}, {node}"] = node
-        return self.builder.build(saves, model, kind)
+        self._returned = saves
+        nodes, new = self._pruned.apply(self.builder.nodes)
+        renumbered = {name: new(node) for name, node in saves.items()}
+        return Graph(tuple(nodes), renumbered, model, kind, dict(self.tensors))
 
-    def bind(self, frame: FrameType, graph: Graph, results: Mapping[str, Any]) -> None:
-        """Put the results in the place of the saved values, in the names of `frame` and in the values themselves."""
-        self.results = {node: results[name] for name, node in graph.saves.items()}
-        bind(frame, Value, lambda item: item if (save := self._save_of(item)) is None else self.results[save])
+    def fill(self, results: Mapping[str, Any]) -> None:
+        """Give the saved values what the run returned, by the names of the graph's saves."""
+        self.results = {node: results[name] for name, node in self._returned.items()}
+
+    def bind(self, frame: FrameType) -> None:
+        """Put the results in the place of the saved values in the names of `frame` and the containers there."""
+        bind(frame, Value, self._real)
+        for finish in self.bound:
+            finish()
+
+    def outcome(self, value: Value) -> Any:
+        """What a saved value of this recording turned out to be; of one that a loop saves at each pass, the last."""
+        assert value.saved is not None, "asked for saved values only"
+        result = self.results[value.saved]
+        if not self._each_pass(value) or isinstance(result, Absent):
+            return result
+        return result[-1] if result else Absent("its loop made no pass that came there")
+
+    def _real(self, value: Value, place: str) -> Any:
+        """What stands in the place of a value in the researcher's names: itself when it is not saved, or was not made."""
+        save = self._save_of(value)
+        if save is None or save not in self.results:
+            return value
+        if place in ("list", "tuple") and self._each_pass(value) and isinstance(self.results[save], list):
+            return Entries(self.results[save])
+        result = self.outcome(value)
+        if not isinstance(result, Absent):
+            return result
+        if place != "name":
+            return DROP if place == "list" or isinstance(result, NotReached) else value
+        made = (self.results.get(earlier) for earlier in self.repeats.back_from(save))
+        return next((result for result in made if not isinstance(result, Absent)), value)
+
+    def _each_pass(self, value: Value) -> bool:
+        """Whether a value is saved at each pass of a loop, and stands for what it is at one of them."""
+        nodes = self.builder.nodes
+        assert value.saved is not None, "asked for saved values only"
+        if not self.in_loop(nodes[value.saved]):
+            return False
+        return nodes[value.node].op == FINAL or self.in_loop(nodes[value.node])
 
     def _save_of(self, value: Value) -> int | None:
         return value.saved if value.recorder is self else None
 
-    def _leaf(self, leaf: Any) -> Any:
-        """A value, tensor, dtype or device among the arguments of an operation as the graph holds it."""
-        if type(leaf) is Value:
-            if leaf.recorder is not self:
-                return self._leaf(leaf.result())
-            return Ref(leaf.node)
-        if isinstance(leaf, torch.Tensor):
-            return self._constant(leaf)
-        if isinstance(leaf, torch.dtype):
-            return DType(str(leaf).removeprefix("torch."))
-        if isinstance(leaf, torch.device):
-            return Device(str(leaf))
-        if isinstance(leaf, range):
-            return list(leaf)
-        if hasattr(leaf, "__array__"):  # numpy: a number, or a tensor
-            return leaf.item() if getattr(leaf, "ndim", 1) == 0 else self._constant(torch.as_tensor(leaf))
-        return leaf
+    def _value(self, node: int) -> Value:
+        return Value(self, node)
 
-    def _constant(self, tensor: torch.Tensor) -> TensorRef:
-        """The tensor by name, as it is now: a change that the researcher makes to it later in the block is not seen."""
-        name = f"t{len(self.tensors)}"
-        self.tensors[name] = tensor.detach().clone()
-        return TensorRef(name)
+    def _refused_after(self, args: tuple[Any, ...], source: str) -> InvalidInput:
+        """The refusal of an operation after the block; of a saved value that was never made, with the reason."""
+        for value in args:
+            absent = self.results.get(value.saved) if type(value) is Value and value.saved is not None else None
+            if isinstance(absent, Absent):
+                return InvalidInput("this value was never made", where=source, why=absent.why)
+        if self.pending and not self.results:
+            return InvalidInput(
+                "this value is not here yet",
+                where=source,
+                why=f"it is the result of request {self.pending}",
+                next="tracer.request.result() waits for it",
+            )
+        return InvalidInput(
+            "the block that this value belongs to is over",
+            where=source,
+            why="a value that was not saved exists only while the model runs",
+            next="keep it with .save() inside the block",
+        )

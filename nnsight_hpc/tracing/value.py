@@ -1,41 +1,53 @@
 """A deferred value: stands for what a node of the graph will give, and records what is done with it.
 
 Operators, indexing, listed methods and attributes, and torch functions that get one as an argument become nodes. Whatever
-would need the value now (its truth, its length, iterating over it) raises and says so.
+would need the value now (its truth, its length, iterating over it) raises and says so; under `scan` and `validate` a fake
+tensor tells shapes, dtypes and devices.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import operator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, DENIED_KEYWORDS, FIELDS, IN_PLACE, why_refused
-from nnsight_hpc.tracing.frames import users_line
+from nnsight_hpc.execution.values import Absent
+from nnsight_hpc.graph.build import APPEND, DICT, LIST, READ_GRAD, SET_GRAD
+from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, DENIED_KEYWORDS, FIELDS, FIELDS_OF, IN_PLACE, why_refused
+from nnsight_hpc.tracing.gradients import Backward
+from nnsight_hpc.tracing.lines import users_frame, users_line
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from nnsight_hpc.tracing.recorder import Recorder
 
 
 class Value:
-    """What a node gives; `saved` is the id of its save, once it has one."""
+    """What a node gives; `saved` is the id of its save, once it has one; `fake` what is known of it under scan."""
 
-    __slots__ = ("node", "recorder", "saved")
+    __slots__ = ("fake", "node", "recorder", "saved")
 
-    def __init__(self, recorder: Recorder, node: int, saved: int | None = None) -> None:
-        self.recorder, self.node, self.saved = recorder, node, saved
+    def __init__(self, recorder: Recorder, node: int, saved: int | None = None, fake: Any = None) -> None:
+        self.recorder, self.node, self.saved, self.fake = recorder, node, saved, fake
 
     def save(self) -> Value:
-        """Keep the value as it is at this line: after the block, the names that hold it are bound to the real thing."""
+        """Keep the value as it is at this line: after the block, the names that hold it are bound to the real thing.
+
+        A list or dict of the block (``tracer.list()``) is kept as it is at the end of the block.
+        """
+        node = self.recorder.builder.nodes[self.node]
+        if node.op in (LIST, DICT) and node.block is None:
+            self.recorder.save_at_the_end(self)
+            return self
         saved = self.recorder.save(self)
         if self.saved is None:
             self.saved = saved
-        return Value(self.recorder, self.node, saved)
+        return Value(self.recorder, self.node, saved, self.fake)
 
     def result(self) -> Any:
         """The real thing, after the run; raises `InvalidInput` when there is none."""
@@ -47,7 +59,35 @@ class Value:
                 why="it was not saved" if self.saved is None else "its block has not run, or failed",
                 next="keep it with .save() inside the block",
             )
-        return self.recorder.results[self.saved]
+        found = self.recorder.outcome(self)
+        if isinstance(found, Absent):
+            node = self.recorder.builder.nodes[self.node]
+            raise InvalidInput("this value was never made", where=str(node.source or ""), why=found.why)
+        return found
+
+    @property
+    def grad(self) -> Value:
+        """The gradient of this value, in the backward pass whose block this is, or else in the next one."""
+        return self.recorder.gradient(READ_GRAD, self)
+
+    @grad.setter
+    def grad(self, new: Any) -> None:
+        self.recorder.gradient(SET_GRAD, self, new)
+
+    def backward(self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False) -> Backward:
+        """Compute gradients from this value. ``with loss.backward():`` names the gradients of this very pass."""
+        options = {"gradient": gradient, "retain_graph": retain_graph, "create_graph": create_graph}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        return Backward(self.recorder, self.recorder.backpropagate(self, given))
+
+    def append(self, item: Any) -> None:
+        """Append to a list that lives where the graph runs (``tracer.list()``)."""
+        self.recorder.record(APPEND, self, item)
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """Append each of `items`, whose number is known here, to such a list."""
+        for item in items:
+            self.append(item)
 
     @classmethod
     def __torch_function__(
@@ -58,6 +98,8 @@ class Value:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         op = _op_of(function)
+        if op in _DROPOUTS and (kwargs or {}).get("training") is False:
+            return args[0]
         outside = op in IN_PLACE and type(args[0]) is not Value
         if (reason := why_refused(op)) or outside:
             raise InvalidGraph(
@@ -71,11 +113,14 @@ class Value:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        field = name in ATTRIBUTES or name in FIELDS
-        if not field and f"Tensor.{name}" in ALLOWED:
-            return functools.partial(self.recorder.record, f"Tensor.{name}", self)
-        if not field and hasattr(torch.Tensor, name):
-            raise InvalidGraph(f"Tensor.{name} {why_refused(f'Tensor.{name}')}", where=str(users_line()))
+        if name in _FACTS and isinstance(self.fake, torch.Tensor):
+            return getattr(self.fake, name)
+        op = self.recorder.builder.nodes[self.node].op
+        if name not in ATTRIBUTES and name not in FIELDS_OF.get(op, ()):
+            if f"Tensor.{name}" in ALLOWED:
+                return functools.partial(self.recorder.record, f"Tensor.{name}", self)
+            if name not in FIELDS and hasattr(torch.Tensor, name):
+                raise InvalidGraph(f"Tensor.{name} {why_refused(f'Tensor.{name}')}", where=str(users_line()))
         return self.recorder.record("attribute", self, name)
 
     def __getitem__(self, index: Any) -> Value:
@@ -88,22 +133,29 @@ class Value:
         node = self.recorder.builder.nodes[self.node]
         return f"<value of {node.op}, {node.source}>"
 
-    def _now(self, what: str) -> NoReturn:
+    def _now(self, what: str, next: str = "save the value and look at it after the block") -> NoReturn:
         raise InvalidInput(
             f"{what} of a value is not known while the block is recorded",
             where=str(users_line()),
             why="the model has not run yet",
-            next="save the value and look at it after the block",
+            next=next,
         )
 
     def __bool__(self) -> bool:  # noqa: PLE0304 - it never returns
-        self._now("the truth")
+        self._now("the truth", "write `with tracer.cond(value):`, and `.else_()` for what is to happen otherwise")
 
-    def __len__(self) -> int:  # noqa: PLE0303 - it never returns
-        self._now("the length")
+    def __len__(self) -> int:
+        if isinstance(self.fake, torch.Tensor | tuple | list | dict):
+            return len(self.fake)
+        return self._now("the length", "use value.shape[0], a value itself; in a trace with scan=True it is known")
 
     def __iter__(self) -> Iterator[Any]:
-        self._now("the number of elements")
+        count = len(self.fake) if isinstance(self.fake, torch.Tensor | tuple | list) else _unpacked_into()
+        if count is None:
+            self._now(
+                "the number of elements", "write `for item in session.iter(value):`; tracer.iter[…] loops over steps"
+            )
+        return iter([self[index] for index in range(count)])
 
     def __float__(self) -> float:
         self._now("the number")
@@ -118,6 +170,20 @@ class Value:
 
     __hash__ = object.__hash__
     __array_ufunc__ = None  # so that `array / value` asks the value, and does not make an array of values
+
+
+_DROPOUTS = frozenset(f"torch.{name}" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"))
+"""Functions that do nothing in evaluation, so that a module with a dropout in it can be recorded."""
+
+_FACTS = frozenset({"shape", "dtype", "device", "ndim"})
+"""Attributes that a fake tensor knows."""
+
+
+def _unpacked_into() -> int | None:
+    """How many names the researcher's line unpacks something into (``values, indices = x.topk(3)``), if it does."""
+    frame = users_frame()
+    code = frame.f_code.co_code
+    return code[frame.f_lasti + 1] if code[frame.f_lasti] == dis.opmap["UNPACK_SEQUENCE"] else None
 
 
 def _is_default(key: str, value: Any) -> bool:
@@ -181,7 +247,8 @@ def _functions() -> dict[Callable[..., Any], str]:
     for op in sorted(ALLOWED):
         namespace, _, name = op.rpartition(".")
         if namespace in namespaces:
-            found.setdefault(getattr(namespaces[namespace], name), op)
+            if (function := getattr(namespaces[namespace], name, None)) is not None:  # not in every version of torch
+                found.setdefault(function, op)
         elif namespace == "operator" and hasattr(torch.Tensor, f"__{name.rstrip('_')}__"):
             found.setdefault(getattr(torch.Tensor, f"__{name.rstrip('_')}__"), op)
     return found

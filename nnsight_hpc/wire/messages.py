@@ -13,7 +13,7 @@ import msgspec
 from nnsight_hpc.wire.errors import ErrorReport, InvalidInput
 from nnsight_hpc.wire.states import ReplicaState, RequestState
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of everything in this package; both sides refuse another one."""
 
 T = TypeVar("T")
@@ -34,7 +34,8 @@ class ModelIdentity(Message, frozen=True):
 class PoolSpec(Message, frozen=True, forbid_unknown_fields=True):
     """Desired state of a pool: a model, and the resources of one replica. Memory and CPUs are for a node.
 
-    ``time`` is in Slurm's form (``days-hours:minutes:seconds``); ``mem`` too (``16G``).
+    ``time`` is in Slurm's form (``days-hours:minutes:seconds``); ``mem`` too (``16G``). ``request_memory`` is how many
+    bytes one request may need beside the model; None: what the worker has free.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PoolSpec(Message, frozen=True, forbid_unknown_fields=True):
     gres: str | None = None
     cpus_per_task: int | None = None
     mem: str | None = None
+    request_memory: int | None = None
     time: str = "01:00:00"
     partition: str | None = None
     account: str | None = None
@@ -117,6 +119,23 @@ class RequestStatus(Message, frozen=True):
     note: str = ""
 
 
+class LogLine(Message, frozen=True):
+    """What a request has said while it ran: the text (of one `log` or `print`), and the user's line that said it."""
+
+    text: str
+    source: str = ""
+    time: float = 0.0
+
+
+class RequestLog(Message, frozen=True):
+    """A part of what a request has said, and its status. `next` is where to read on; `complete`: nothing will follow."""
+
+    status: RequestStatus
+    lines: tuple[LogLine, ...] = ()
+    next: int = 0
+    complete: bool = False
+
+
 class DumpProgress(Message, frozen=True):
     """How far a dump is; what is not known yet is 0."""
 
@@ -127,6 +146,21 @@ class DumpProgress(Message, frozen=True):
     bytes: int = 0
     bytes_total: int = 0
     seconds: float = 0.0
+
+
+class ModelFile(Message, frozen=True):
+    """One of the small files of a model that are not weights; `sha256` in hexadecimal digits."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class PoolModel(Message, frozen=True):
+    """What a pool's model is without its weights. The fingerprint is empty until a worker has seen the weights."""
+
+    model: ModelIdentity
+    files: tuple[ModelFile, ...] = ()
 
 
 class DumpSpec(Message, frozen=True, forbid_unknown_fields=True):

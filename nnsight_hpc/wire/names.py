@@ -27,7 +27,11 @@ def new_request_id() -> str:
     return "r-" + "".join(secrets.choice(alphabet) for _ in range(12))
 
 
+def is_request_id(name: str) -> bool:
+    return _REQUEST.match(name) is not None
+
+
 def check_request_id(request: str) -> str:
-    if not _REQUEST.match(request):
+    if not is_request_id(request):
         raise InvalidInput(f"{request!r} is not the id of a request", why="ids look like r-abcdefgh2345")
     return request

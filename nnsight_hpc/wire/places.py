@@ -64,6 +64,10 @@ class Places:
     def replica(self, replica: str) -> Path:
         return self.replicas / replica
 
+    def model_copy(self, replica: str) -> Path:
+        """Where a worker puts the small files of its model; see `wire.skeleton`."""
+        return self.replica(replica) / "model"
+
 
 def places(executor: str) -> Places:
     """The places of this user's daemon with that executor (``slurm`` or ``embedded``).

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nnsight_hpc.wire.errors import HpcError
+    from nnsight_hpc.wire.messages import Orders
 
 
 class Control:
@@ -40,10 +41,15 @@ class Control:
         """Note how many bytes of weights have been read, of how many."""
         self._loaded, self._total = loaded, total
 
-    def ready(self, model: ModelIdentity | None = None) -> None:
-        """The worker waits for a request, with its model (given once) loaded."""
+    def identified(self, model: ModelIdentity) -> None:
+        """The model's files have been found: it is known which it is, also before its weights are loaded."""
         with self._lock:
-            self._model = model or self._model
+            self._model = model
+        self.changed.set()
+
+    def ready(self) -> None:
+        """The worker waits for a request, with its model loaded."""
+        with self._lock:
             self._running, self._progress, self._is_dumping = "", None, False
         self._become(ReplicaState.READY)
 
@@ -76,9 +82,12 @@ class Control:
         if self.draining.is_set():
             call()
 
-    def cancel(self, requests: tuple[str, ...]) -> None:
+    def obey(self, orders: Orders) -> None:
+        """Do what the daemon wants: give requests up at their next boundary, drain."""
         with self._lock:
-            self._cancelled.update(requests)
+            self._cancelled.update(orders.cancel)
+        if orders.drain:
+            self.drain()
 
     def is_cancelled(self, request: str) -> bool:
         """Whether the request is to stop at its next boundary."""

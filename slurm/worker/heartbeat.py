@@ -68,16 +68,11 @@ class Heartbeat:
             return
         self._control.changed.clear()
         self._reported = float("-inf")  # still due, unless it arrives
-        self._obey(self._link.once("/w1/report", self._control.report(), Orders))
+        self._control.obey(self._link.once("/w1/report", self._control.report(), Orders))
         self._reported = time.monotonic()
 
     def _report_progress(self) -> None:
         if reported := self._control.progress_to_report():
             request, progress = reported
             path = f"/w1/progress?replica={self._control.replica}&id={request}"
-            self._obey(self._link.once(path, progress, Orders))
-
-    def _obey(self, orders: Orders) -> None:
-        self._control.cancel(orders.cancel)
-        if orders.drain:
-            self._control.drain()
+            self._control.obey(self._link.once(path, progress, Orders))

@@ -117,7 +117,7 @@ class Link:
         self._lock = threading.Lock()
         self._absent = False
 
-    def once(self, path: str, body: msgspec.Struct | None, as_type: type[T], *, timeout: float = 30.0) -> T:
+    def once(self, path: str, body: bytes | msgspec.Struct | None, as_type: type[T], *, timeout: float = 30.0) -> T:
         """One call, repeated only over a new connection when the one that we had is dead.
 
         Raises the daemon's own error, or `Unreachable`.
@@ -130,7 +130,9 @@ class Link:
                 raise
             return self._over_this_connection(path, body, as_type, timeout)
 
-    def _over_this_connection(self, path: str, body: msgspec.Struct | None, as_type: type[T], timeout: float) -> T:
+    def _over_this_connection(
+        self, path: str, body: bytes | msgspec.Struct | None, as_type: type[T], timeout: float
+    ) -> T:
         try:
             if self._client is None:
                 self._client = self._new_client()
@@ -148,7 +150,7 @@ class Link:
     def call(
         self,
         path: str,
-        body: msgspec.Struct | None,
+        body: bytes | msgspec.Struct | None,
         as_type: type[T],
         *,
         timeout: float = 30.0,

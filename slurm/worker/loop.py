@@ -8,16 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.execution import run_graph
+from nnsight_hpc.execution.estimate import check_memory
+from nnsight_hpc.execution.estimate_budget import memory_budget
+from nnsight_hpc.execution.estimate_guard import Guard
+from nnsight_hpc.execution.fake_model import twin_of
+from nnsight_hpc.execution.structure import scheduled
 from nnsight_hpc.execution.values import load_tensors, pack_values
 from nnsight_hpc.graph import Graph
 from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.faults import free_memory, is_fatal, report_of
-from nnsight_hpc.wire.errors import HpcError, InvalidInput, NotFound, ReplicaFailed, RequestCancelled
+from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidInput, NotFound, ReplicaFailed, RequestCancelled
 from nnsight_hpc.wire.files import read_if_there, write_atomically
 from nnsight_hpc.wire.frames import unpack
 from nnsight_hpc.wire.messages import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
     from nnsight_hpc.models import Loaded
     from nnsight_hpc.slurm.worker.control import Control
     from nnsight_hpc.slurm.worker.courier import Courier
@@ -29,29 +38,37 @@ logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Runs leased requests on the loaded model."""
+    """Runs leased requests on the loaded model.
 
-    def __init__(self, loaded: Loaded, control: Control) -> None:
-        self._loaded, self._control = loaded, control
+    Parameters
+    ----------
+    budget
+        Bytes that one request may need beside the model; None: what is free.
+    """
+
+    def __init__(self, loaded: Loaded, control: Control, budget: int | None) -> None:
+        self._loaded, self._control, self._budget = loaded, control, budget
 
     def serve(self, courier: Courier) -> None:
         """Run what the courier brings until it brings nothing more."""
         while (lease := courier.next()) is not None:
             self._control.busy(lease.id)
-            courier.done(self.run(lease, courier.datasets))
+            courier.done(self.run(lease, courier.datasets, courier.say))
             self._control.ready()
 
-    def run(self, lease: Lease, datasets: Path) -> Outcome | None:
+    def run(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> Outcome | None:
         """The outcome of one request; None when it was given up because the worker is to end.
 
         Parameters
         ----------
         datasets
             Where a dump writes its ``NAME.zarr``.
+        say
+            Takes each line that the request says, and the user's line that said it.
         """
         begun = time.monotonic()
         try:
-            size = self._write_result(lease, datasets)
+            size = self._write_result(lease, datasets, say)
         except RequestCancelled:
             if not self._control.was_cancelled(lease.id):
                 return None
@@ -64,10 +81,10 @@ class Runner:
         progress = last[1] if last else None
         return Outcome(id=lease.id, attempt=lease.attempt, result_bytes=size, seconds=seconds, progress=progress)
 
-    def _write_result(self, lease: Lease, datasets: Path) -> int:
+    def _write_result(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> int:
         frame = _read_frame(Path(lease.request))
         if lease.kind == "run":
-            result = self._run_graph(lease, frame)
+            result = self._run_graph(lease, frame, say)
         elif lease.kind == "dump":
             summary = dump(
                 frame,
@@ -83,12 +100,33 @@ class Runner:
         _write(Path(lease.result), result)
         return len(result)
 
-    def _run_graph(self, lease: Lease, frame: memoryview) -> bytes:
+    def _run_graph(self, lease: Lease, frame: memoryview, say: Callable[[str, str], None]) -> bytes:
         header, block = unpack(frame)
-        graph = Graph.from_json(header)
-        tensors = load_tensors(block)
-        values = run_graph(graph, tensors, self._loaded.module, cancelled=lambda: self._control.is_cancelled(lease.id))
+        graph, tensors = Graph.from_json(header), load_tensors(block)
+        scheduled(graph, local=False)  # refused or not, before its memory is estimated
+        values = run_graph(
+            graph,
+            tensors,
+            self._loaded.module,
+            cancelled=lambda: self._control.is_cancelled(lease.id),
+            log=say,
+            guard=self._guard(graph, tensors),
+        )
         return pack_values(values)
+
+    def _guard(self, graph: Graph, tensors: dict[str, torch.Tensor]) -> Guard:
+        """What is left to check in the run. Raises `InvalidGraph` when the graph would take too much memory.
+
+        An operation that cannot work is left to the run, which then says it in the same words as a run elsewhere; the
+        estimate does not cover what comes after it, so every node is looked at then.
+        """
+        module = self._loaded.module
+        try:
+            return check_memory(graph, tensors, module, self._budget)
+        except ExecutionFailed:
+            twin = twin_of(module)
+            budget = memory_budget(twin.device) if self._budget is None else self._budget
+            return Guard(twin, 0, frozenset(range(len(graph.nodes))), budget)
 
     def _failed(self, lease: Lease, error: Exception, seconds: float) -> Outcome:
         logger.info("%s (%s) failed after %.3f s: %s", lease.id, lease.kind, seconds, error)

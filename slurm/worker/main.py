@@ -19,6 +19,7 @@ from nnsight_hpc.slurm.worker.courier import Courier
 from nnsight_hpc.slurm.worker.ending import end
 from nnsight_hpc.slurm.worker.heartbeat import Heartbeat
 from nnsight_hpc.slurm.worker.link import DECISIVE, DaemonAddress, Link
+from nnsight_hpc.slurm.worker.orders import OrdersListener
 from nnsight_hpc.slurm.worker.signals import watch_signals
 from nnsight_hpc.wire.errors import Denied, HpcError, InvalidInput
 from nnsight_hpc.wire.files import read_if_there
@@ -95,11 +96,14 @@ def _work(control: Control, places: Places, address: DaemonAddress) -> None:
         assert welcome is not None, "without job.json we wait for the welcome"
         spec = welcome.pool
     _check_ranks(spec.nodes * spec.tasks_per_node)
-    heartbeat = Heartbeat(control, address)
+    heartbeat, listener = Heartbeat(control, address), OrdersListener(control, address)
     heartbeat.start()
+    listener.start()
     try:
-        _serve(_load(spec, control), control, Courier(control, address, hello, welcome))
+        loaded = _load(spec, control, places)
+        _serve(loaded, control, Courier(control, address, hello, welcome), spec.request_memory)
     finally:
+        listener.stop()
         heartbeat.stop()
 
 
@@ -135,8 +139,9 @@ def _register(control: Control, address: DaemonAddress, hello: WorkerHello, *, k
         link.close()
 
 
-def _load(spec: PoolSpec, control: Control) -> Loaded:
+def _load(spec: PoolSpec, control: Control, places: Places) -> Loaded:
     from nnsight_hpc.models import load  # noqa: PLC0415 - torch takes seconds, in which the daemon should know of us
+    from nnsight_hpc.slurm.worker.skeleton import publish  # noqa: PLC0415
     from nnsight_hpc.slurm.worker.warmup import first_forward, placement  # noqa: PLC0415
 
     def progress(loaded: int, total: int) -> None:
@@ -145,6 +150,7 @@ def _load(spec: PoolSpec, control: Control) -> Loaded:
 
     begun = time.monotonic()
     _leave_if_draining(control)
+    control.identified(publish(spec, places.model_copy(control.replica)))
     loaded = load(spec.model, dtype=spec.dtype, revision=spec.revision, progress=progress, **placement())
     _leave_if_draining(control)
     first_forward(loaded)
@@ -157,12 +163,12 @@ def _leave_if_draining(control: Control) -> None:
         raise _Drained
 
 
-def _serve(loaded: Loaded, control: Control, courier: Courier) -> None:
+def _serve(loaded: Loaded, control: Control, courier: Courier, budget: int | None) -> None:
     from nnsight_hpc.slurm.worker.loop import Runner  # noqa: PLC0415 - as in _load
 
-    control.ready(loaded.identity)
+    control.ready()
     courier.start()
-    Runner(loaded, control).serve(courier)
+    Runner(loaded, control, budget).serve(courier)
 
 
 def _job_end() -> float | None:

@@ -5,11 +5,14 @@ A model that cannot run is found out here, and not by a user.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_hpc.wire.errors import ReplicaFailed
+from nnsight_hpc.execution.estimate import check_memory
+from nnsight_hpc.graph import capture_graph
+from nnsight_hpc.wire.errors import HpcError, ReplicaFailed
 
 if TYPE_CHECKING:
     from nnsight_hpc.models import Loaded
@@ -32,9 +35,18 @@ def first_forward(loaded: Loaded) -> None:
     try:
         with torch.no_grad():
             loaded.module(input_ids=torch.zeros((1, _TOKENS), dtype=torch.long, device=device))
+        _estimate(loaded)
     except Exception as error:
         raise ReplicaFailed(
             "the model was loaded, but its first forward failed",
             where=loaded.identity.id,
             why=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def _estimate(loaded: Loaded) -> None:
+    """Estimate the memory of a small graph, so that no request waits for what torch imports and we build at the first."""
+    graph = capture_graph({"output": "output"}, loaded.identity)
+    inputs = dict.fromkeys(graph.tensor_names(), torch.zeros((1, _TOKENS), dtype=torch.long))
+    with suppress(HpcError):  # the next request learns it, if it concerns it at all
+        check_memory(graph, inputs, loaded.module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import socket
 import threading
@@ -17,15 +18,21 @@ from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound
 from nnsight_hpc.wire.frames import pack, unpack
 from nnsight_hpc.wire.http import ERROR
 from nnsight_hpc.wire.messages import (
+    PROTOCOL,
     DatasetFile,
     DatasetStatus,
     DumpProgress,
     DumpSpec,
     Hello,
     LeaseRecord,
+    LogLine,
+    ModelFile,
+    ModelIdentity,
+    PoolModel,
     PoolSpec,
     PoolStatus,
     ReplicaStatus,
+    RequestLog,
     RequestStatus,
     Status,
     decode,
@@ -48,6 +55,8 @@ class Server:
         self.home, self.socket_path, self.executor = home, socket_path, executor
         self.pools: dict[str, PoolStatus] = {}
         self.requests: dict[str, RequestStatus] = {}
+        self.said: dict[str, list[LogLine]] = {}
+        self.model, self.model_files = ModelIdentity(id="org/model"), dict[str, bytes]()
         self.bodies: dict[str, bytes] = {}
         self.results: dict[str, bytes] = {}
         self.datasets: dict[str, Path] = {}
@@ -57,7 +66,7 @@ class Server:
         self.replace: dict[str, bytes] = {}
         self.served: list[tuple[str, str]] = []
         self.stopped: list[str] = []
-        self.protocol = 1
+        self.protocol = PROTOCOL
         self.writing: dict[str, RequestStatus] = {}
         self.hold = asyncio.Event()
         self.hold.set()
@@ -100,10 +109,13 @@ class Server:
             ("GET", "/v1/pools/{name}", self._get_pool),
             ("DELETE", "/v1/pools/{name}", self._delete_pool),
             ("GET", "/v1/pools/{name}/log", self._pool_log),
+            ("GET", "/v1/pools/{name}/model", self._model),
+            ("GET", "/v1/pools/{name}/model/{file}", self._model_file),
             ("PUT", "/v1/requests/{id}", self._put_request),
             ("GET", "/v1/requests", self._list_requests),
             ("GET", "/v1/requests/{id}", self._get_request),
             ("DELETE", "/v1/requests/{id}", self._cancel_request),
+            ("GET", "/v1/requests/{id}/log", self._request_log),
             ("GET", "/v1/requests/{id}/result", self._result),
             ("PUT", "/v1/datasets/{name}", self._put_dataset),
             ("GET", "/v1/datasets", self._list_datasets),
@@ -157,6 +169,19 @@ class Server:
         self._pool(request)
         return web.Response(text=self.log)
 
+    async def _model(self, request: web.Request) -> web.Response:
+        self._pool(request)
+        files = [
+            ModelFile(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in sorted(self.model_files.items())
+        ]
+        return _answer(PoolModel(model=self.model, files=tuple(files)))
+
+    async def _model_file(self, request: web.Request) -> web.Response:
+        name = request.match_info["file"]
+        self.served.append((name, ""))
+        return web.Response(body=self.replace.get(name, self.model_files[name]))
+
     async def _put_request(self, request: web.Request) -> web.Response:
         name, body = request.match_info["id"], await request.read()
         self.bodies[name] = body
@@ -178,6 +203,17 @@ class Server:
             if self.hold.is_set():
                 status = self.finish(status.id)
         return _answer(status)
+
+    async def _request_log(self, request: web.Request) -> web.Response:
+        """Two lines in each answer; a request that is waited for ends when all has been said."""
+        status, start = self._request(request), int(request.query["from"])
+        said = self.said.get(status.id, [])
+        lines = said[start : start + 2]
+        if not lines and float(request.query["wait"]):
+            await asyncio.sleep(0.05)
+            status = self.finish(status.id) if self.hold.is_set() and not status.state.ended else status
+        complete = status.state.ended and start + len(lines) == len(said)
+        return _answer(RequestLog(status=status, lines=tuple(lines), next=start + len(lines), complete=complete))
 
     def finish(self, name: str, state: RequestState = RequestState.COMPLETED, **changes: Any) -> RequestStatus:
         times = {state: time.time()}

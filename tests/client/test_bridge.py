@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from nnsight_hpc.wire.errors import ErrorReport
-from nnsight_hpc.wire.messages import Hello, LeaseRecord, decode, encode
+from nnsight_hpc.wire.messages import PROTOCOL, Hello, LeaseRecord, decode, encode
 
 SIZE = 64 << 20
 
@@ -32,7 +32,7 @@ class Echo:
         home.mkdir(parents=True)
         lease = LeaseRecord(epoch=1, host=socket.gethostname(), pid=os.getpid(), nonce="n", socket=str(path))
         (home / "lease.json").write_bytes(encode(lease))
-        self.hello = Hello(protocol=1, version="1", owner="alice", host="h", pid=1, epoch=1, executor="slurm")
+        self.hello = Hello(protocol=PROTOCOL, version="1", owner="alice", host="h", pid=1, epoch=1, executor="slurm")
         self.hang_up_after: int | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 

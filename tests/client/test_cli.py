@@ -19,7 +19,7 @@ from nnsight_hpc.client import config
 from nnsight_hpc.client.cli import COMMANDS, program
 from nnsight_hpc.wire.errors import Conflict, ErrorReport
 from nnsight_hpc.wire.frames import unpack
-from nnsight_hpc.wire.messages import DumpSpec, PoolSpec, PoolStatus, ReplicaStatus, RequestStatus, decode
+from nnsight_hpc.wire.messages import DumpSpec, LogLine, PoolSpec, PoolStatus, ReplicaStatus, RequestStatus, decode
 from nnsight_hpc.wire.states import ReplicaState, RequestState
 from tests.client.sshd import PROGRAM as INSTALLED
 from tests.client.sshd import keygen
@@ -256,6 +256,35 @@ def test_logs_prints_the_pools_log(server):
     pool(server)
     assert call("logs", "smol")[0] == "the replica's log\n"
     assert "there are: smol" in call("logs", "other", code=4)[1]
+
+
+def test_logs_shows_what_a_request_says(server):
+    """So far, or with -f until its end; nothing else of a pool can be followed."""
+    name = "r-abcdefgh2345"
+    server.requests[name] = RequestStatus(id=name, kind="run", pool="smol", state=RequestState.RUNNING, user="alice")
+    server.said[name] = [LogLine(text=f"line {number}", source="x.py:3: log(…)") for number in range(3)]
+    server.hold.clear()
+    assert call("logs", name)[0] == "line 0\nline 1\nline 2\n"
+    server.hold.set()
+    assert call("logs", name, "-f")[0] == "line 0\nline 1\nline 2\n"
+    assert server.requests[name].state == RequestState.COMPLETED
+    said = answer("logs", name)
+    assert (said["request"], said["log"][2]["text"], said["log"][2]["source"]) == (name, "line 2", "x.py:3: log(…)")
+    assert "no request" in call("logs", "r-zzzzzzzz2345", code=4)[1]
+    assert "can be followed" in call("logs", "smol", "-f", code=2)[1]
+
+
+@pytest.mark.parametrize(("given", "expected"), [("500", 500), ("2K", 2048), ("3m", 3 << 20), ("8G", 8 << 30)])
+def test_up_takes_the_memory_of_a_request(server, given, expected):
+    """As Slurm writes sizes."""
+    call("up", "smol", "--model", "m", "--request-memory", given)
+    assert server.pools["smol"].spec.request_memory == expected
+
+
+@pytest.mark.parametrize("given", ["", "G", "8X", "-1", "1.5G", "8GB"])
+def test_up_refuses_what_is_no_size(base, given):
+    """And says what one looks like."""
+    assert "500M or 8G" in call("up", "smol", "--model", "m", "--request-memory", given, code=2)[1]
 
 
 def test_status_shows_pools_and_requests(server):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from nnsight_hpc.client.hello import EndedBeforeHello, read_hello
 from nnsight_hpc.wire.errors import Denied, Unreachable
-from nnsight_hpc.wire.messages import Hello, encode
+from nnsight_hpc.wire.messages import PROTOCOL, Hello, encode
 
-HELLO = Hello(protocol=1, version="1", owner="alice", host="h", pid=1, epoch=1, executor="slurm")
+HELLO = Hello(protocol=PROTOCOL, version="1", owner="alice", host="h", pid=1, epoch=1, executor="slurm")
 noise = st.lists(st.binary(max_size=60).map(lambda line: line.replace(b"\n", b"") + b"\n"), max_size=5).map(b"".join)
 
 

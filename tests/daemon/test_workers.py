@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
+import time
 
 import pytest
 
@@ -13,6 +15,8 @@ from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.messages import (
     EndRecord,
     ModelIdentity,
+    Orders,
+    Outcome,
     PoolSpec,
     PoolStatus,
     RequestStatus,
@@ -131,3 +135,26 @@ def test_a_lease_is_not_given_to_a_closed_connection(daemon, worker, request_id)
     lease = worker.lease()
     assert (lease.id, lease.attempt) == (request_id, 1)
     worker.finish(lease)
+
+
+def test_orders_are_given_at_once(daemon, worker):
+    """A worker that waits for orders hears of a cancelled request as it is cancelled, and of nothing else."""
+    assert Orders() == worker.post(f"/w1/orders?replica={worker.replica}&wait=0.2", None, Orders)
+    request = new_request_id()
+    send(daemon.people(), request)
+    lease = worker.lease()
+    worker.started(lease)
+    waiting = Worker(daemon, worker.replica)
+    heard: list[Orders] = []
+    thread = threading.Thread(
+        target=lambda: heard.append(waiting.post(f"/w1/orders?replica={worker.replica}&wait=20", None, Orders))
+    )
+    thread.start()
+    time.sleep(0.3)
+    begun = time.monotonic()
+    daemon.people().call("DELETE", f"/v1/requests/{request}")
+    thread.join(20)
+    assert time.monotonic() - begun < 2
+    assert [Orders(cancel=(request,))] == heard
+    worker.outcome(Outcome(id=request, attempt=lease.attempt, cancelled=True))
+    assert Orders() == worker.post(f"/w1/orders?replica={worker.replica}&wait=0.2", None, Orders)

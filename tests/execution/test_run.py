@@ -234,7 +234,7 @@ def test_values_are_dropped_after_their_last_use(net, x, builder, monkeypatch):
         most = max(most, len(alive))
         return result
 
-    monkeypatch.setattr("nnsight_hpc.execution.run.function_of", lambda _op: counted)
+    monkeypatch.setattr("nnsight_hpc.execution.run.carry_out", lambda _op, args, _kwargs, _device: counted(*args))
     value = builder.add("model.output", Ref(0), "0")
     for _ in range(100):
         value = builder.add("torch.add", Ref(value), 1.0)

@@ -30,11 +30,10 @@ def test_point_without_a_kind_is_refused():
 
 
 def test_capture_graph_is_valid_and_readable():
-    """The graph of a capture passes validation and prints one node a line."""
+    """The graph of a capture passes validation and prints what it saves under its name."""
     graph = capture_graph({"r": "model.layers.1.output"}, ModelIdentity(id="m"))
     validate(graph)
-    assert "%1 = model.output(%0, 'model.layers.1')" in str(graph)
-    assert "saved as r" in str(graph)
+    assert "r = model.layers[1].output.save()" in str(graph)
 
 
 def test_graph_and_wire_load_no_torch():

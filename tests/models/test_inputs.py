@@ -46,3 +46,13 @@ def test_text_needs_a_tokenizer():
     """Text for a model without a tokenizer is refused with what to do."""
     with pytest.raises(InvalidInput, match="no tokenizer"):
         prepare_inputs("the")
+
+
+def test_tokenizer_that_was_not_told_to_pad(tokenizer):
+    """What a tokenizer returns for prompts of unequal length is padded as the prompts themselves are."""
+    prompts = ["one", "the a of"]
+    got = prepare_inputs(tokenizer(prompts), tokenizer)
+    for name, expected in prepare_inputs(prompts, tokenizer).items():
+        assert torch.equal(got[name], expected)
+    with pytest.raises(InvalidInput, match="not tensors"):
+        prepare_inputs({"input_ids": [["a"], ["b"]]})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import torch
 
 from nnsight_hpc.execution.values import save_tensors
 from nnsight_hpc.graph import Ref, TensorRef
-from nnsight_hpc.graph.build import FORWARD, READS, SAVE, GraphBuilder
+from nnsight_hpc.graph.build import FORWARD, LOG, READS, SAVE, GraphBuilder
+from nnsight_hpc.graph.nodes import Source
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import DumpSpec, ModelIdentity, encode
 
@@ -16,13 +18,26 @@ IDS = torch.tensor([[3, 4, 5, 6, 7]])
 
 
 def capture_frame(point: str = "model.layers.1", *, forwards: int = 1) -> bytes:
-    """Save the output of a module of the last of `forwards` forwards, as ``hidden``."""
+    """Save the output of a module, the same in each of `forwards` forwards, as ``hidden``; all of them are needed."""
     builder = GraphBuilder()
+    values = []
     for _ in range(forwards):
         forward = builder.append(FORWARD, (), {"input_ids": TensorRef("ids"), "use_cache": False}, None)
-        value = builder.add(READS["output"], Ref(forward), point)
+        values.append(builder.add(READS["output"], Ref(forward), point))
+    value = functools.reduce(lambda a, b: builder.add("torch.maximum", Ref(a), Ref(b)), values)
     save = builder.add(SAVE, Ref(value))
     return _frame(builder, {"hidden": save}, {"ids": IDS})
+
+
+def talking_frame(forwards: int = 1, *, line: str = "of layer 1") -> bytes:
+    """Say something after each of `forwards` forwards."""
+    builder = GraphBuilder()
+    for number in range(forwards):
+        forward = builder.append(FORWARD, (), {"input_ids": TensorRef("ids"), "use_cache": False}, None)
+        value = builder.add(READS["output"], Ref(forward), "model.layers.1")
+        mean = Ref(builder.add("Tensor.mean", Ref(value)))
+        builder.append(LOG, (f"mean {number}", line, mean), {}, Source("x.py", 3, "log(…)"))
+    return _frame(builder, {}, {"ids": IDS})
 
 
 def operation_frame(op: str, *args: object) -> bytes:

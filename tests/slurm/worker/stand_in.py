@@ -22,6 +22,7 @@ from nnsight_hpc.wire.messages import (
     EndRecord,
     Lease,
     LeaseRecord,
+    LogLine,
     Orders,
     Outcome,
     PoolSpec,
@@ -56,6 +57,9 @@ class StandIn:
         self.hellos: list[WorkerHello] = []
         self.reports: list[WorkerReport] = []
         self.outcomes: dict[str, list[Outcome]] = defaultdict(list)
+        self.said: dict[str, bytearray] = defaultdict(bytearray)
+        self.posts: list[tuple[str, float]] = []
+        self.log_error: HpcError | None = None
         self.progress: dict[str, list[DumpProgress]] = defaultdict(list)
         self.ends: list[EndRecord] = []
         self.started: list[str] = []
@@ -99,6 +103,10 @@ class StandIn:
     def outcome(self, request: str, seconds: float = 30.0) -> Outcome:
         return wait_for(lambda: self.outcomes[request], f"the outcome of {request}", seconds)[0]
 
+    def lines(self, request: str) -> list[LogLine]:
+        """What the worker has sent so far of what the request says."""
+        return [decode(line, LogLine) for line in bytes(self.said[request]).splitlines()]
+
     def result(self, request: str, attempt: int = 1) -> bytes:
         return (self.places.requests / f"{request}.{attempt}.result").read_bytes()
 
@@ -112,7 +120,7 @@ class StandIn:
         context = server_context(self.places)
         self.secret = load_secret(self.places)
         app = web.Application(middlewares=[self._check])
-        names = ("register", "report", "lease", "started", "progress", "outcome", "end")
+        names = ("register", "report", "orders", "lease", "started", "log", "progress", "outcome", "end")
         app.add_routes([web.post(f"/w1/{name}", getattr(self, f"_{name}")) for name in names])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await runner.setup()
@@ -169,6 +177,14 @@ class StandIn:
         self.reports.append(decode(await request.read(), WorkerReport))
         return self.orders
 
+    async def _orders(self, request: web.Request) -> Any:
+        end = time.monotonic() + float(request.query["wait"])
+        while time.monotonic() < end and request.transport is not None:
+            if self.orders != Orders():
+                break
+            await asyncio.sleep(0.05)
+        return self.orders
+
     async def _lease(self, request: web.Request) -> Any:
         end = time.monotonic() + float(request.query["wait"])
         while time.monotonic() < end and request.transport is not None:
@@ -179,6 +195,14 @@ class StandIn:
 
     async def _started(self, request: web.Request) -> Any:
         self.started.append(request.query["id"])
+        return {}
+
+    async def _log(self, request: web.Request) -> Any:
+        if self.log_error is not None:
+            raise self.log_error
+        at, lines = int(request.query["at"]), await request.read()
+        self.said[request.query["id"]][at : at + len(lines)] = lines
+        self.posts.append((request.query["id"], time.monotonic()))
         return {}
 
     async def _progress(self, request: web.Request) -> Any:

@@ -1,0 +1,150 @@
+"""What carries out the operations of the protocol that stand at no point of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nnsight_hpc.execution.control import as_items, range_of, text_of
+from nnsight_hpc.execution.locate import find_parameter
+from nnsight_hpc.execution.loops import GIVEN
+from nnsight_hpc.execution.memory import apart, memory_of
+from nnsight_hpc.execution.values import Absent, kept
+from nnsight_hpc.graph.build import (
+    APPEND,
+    APPLY,
+    BACKWARD,
+    CALL,
+    COLLECT,
+    DICT,
+    ELSE,
+    END,
+    FINAL,
+    IF,
+    INVOKE,
+    LIST,
+    LOG,
+    LOOP,
+    MERGE,
+    NEXT,
+    PARAMETER,
+    RANGE,
+    SAVE,
+)
+from nnsight_hpc.graph.nodes import leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nnsight_hpc.execution.run import Run
+    from nnsight_hpc.graph.nodes import Node
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+Passes = tuple[dict[int, Any], list[dict[int, Any]]]
+"""What the variables of a loop start from, and the values of each pass."""
+
+
+def _save(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> Any:
+    copy = node.id in run.schedule.copies
+    run.saved[node.id] = kept(args[0], copy=copy, detach=not run.shared.gradients)
+    return run.saved[node.id]
+
+
+def _call(run: Run, node: Node, args: Arguments, kwargs: Keywords) -> Any:
+    """Call a module of the model on a value; hooks of the running forward do not see this call.
+
+    The result shares no memory with what went in, so that what is known of memory from the graph holds.
+    """
+    shared = run.shared
+    args, kwargs = shared.weights.apart((args[1:], dict(kwargs)))
+    shared.in_call = True
+    try:
+        result = shared.parts[node.args[0]](*args, **kwargs)
+        return apart(shared.weights.apart(result), memory_of((args, kwargs)))
+    finally:
+        shared.in_call = False
+
+
+def _merge(_run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> Any:
+    taken = args[0]
+    chosen = taken if isinstance(taken, Absent) else args[1] if taken else args[2]
+    return next((leaf for leaf in leaves(chosen) if isinstance(leaf, Absent)), chosen)
+
+
+def _append(_run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> Any:
+    items, new = args
+    if not isinstance(items, list):
+        raise TypeError(f"only a list can be appended to, and the value is of type {type(items).__name__}")
+    if not isinstance(new, Absent):
+        items.append(new)
+    return items
+
+
+def _log(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> None:
+    run.shared.log(" ".join(map(text_of, args)), str(node.source or ""))
+
+
+def _end(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Passes | Absent:
+    """Run the body of a loop once for each item."""
+    loop = run.schedule.loops[node.id]
+    if isinstance(through := run.values[loop.start], Absent):
+        return through
+    initial = {variable: run.resolved(start) for variable, start in loop.carried.items()}
+    outside = {own: run.values[given] for own, given in loop.given.items()}
+    carried, passes = dict(initial), []
+    for save in loop.saves.values():
+        run.saved.setdefault(save, [])
+    for item in as_items(through):
+        body = run.run_body(loop, {**outside, **carried, **dict.fromkeys(loop.items, item)})
+        for save, value in body.saved.items():
+            if not isinstance(value, Absent):
+                run.saved[loop.saves[save]] += value if save in loop.nested else [value]
+        for variable, following in loop.following.items():
+            made = [body.values[number] for number in following if not isinstance(body.values[number], Absent)]
+            carried[variable] = made[-1] if made else carried[variable]
+        passes.append({**body.values, **carried})
+    return initial, passes
+
+
+def _final(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Any:
+    ended: Passes | Absent = run.values[node.args[0].id]
+    if isinstance(ended, Absent):
+        return ended
+    initial, passes = ended
+    return (passes[-1] if passes else initial).get(_own(run, node), Absent("its loop made no pass"))
+
+
+def _collect(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Any:
+    own, ended = _own(run, node), run.values[node.args[0].id]
+    if isinstance(ended, Absent):
+        return ended
+    return [values[own] for values in ended[1] if not isinstance(values[own], Absent)]
+
+
+def _own(run: Run, node: Node) -> int:
+    """The number that the node which is handed out has in the body's own graph."""
+    return run.schedule.loops[node.args[0].id].own[node.args[1].id]
+
+
+SPECIAL: dict[str, Callable[[Run, Node, Arguments, Keywords], Any]] = {
+    SAVE: _save,
+    PARAMETER: lambda run, node, _args, _kwargs: find_parameter(run.shared.module, node),
+    CALL: _call,
+    INVOKE: lambda _run, _node, _args, _kwargs: None,
+    BACKWARD: lambda run, node, args, kwargs: run.differentiate(node, args, kwargs),
+    IF: lambda _run, _node, args, _kwargs: bool(args[0]),
+    ELSE: lambda _run, _node, args, _kwargs: not args[0],
+    MERGE: _merge,
+    LOOP: lambda _run, _node, args, _kwargs: args[0],
+    GIVEN: lambda run, node, _args, _kwargs: run.given[node.id],
+    NEXT: lambda _run, _node, args, _kwargs: args[1],
+    END: _end,
+    FINAL: _final,
+    COLLECT: _collect,
+    RANGE: lambda _run, _node, args, _kwargs: range_of(*args),
+    LIST: lambda _run, _node, args, _kwargs: list(args),
+    DICT: lambda _run, _node, _args, kwargs: dict(kwargs),
+    APPEND: _append,
+    LOG: _log,
+    APPLY: lambda run, _node, args, kwargs: run.shared.functions[args[0]](*args[1:], **kwargs),
+}

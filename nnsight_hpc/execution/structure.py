@@ -1,0 +1,63 @@
+"""Validated schedules by the structure of their graphs, so that a loop over prompts pays once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from nnsight_hpc.execution.schedule import Schedule, compile_graph
+from nnsight_hpc.graph.nodes import Graph, Ref
+from nnsight_hpc.graph.validation import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_MOST = 256
+_schedules: OrderedDict[Hashable, Schedule] = OrderedDict()
+_lock = Lock()
+
+
+def scheduled(graph: Graph, *, local: bool) -> Schedule:
+    """The schedule of `graph`, compiled or from an earlier graph of the same structure.
+
+    Parameters
+    ----------
+    local
+        Whether the graph may call Python functions of this process.
+
+    Raises
+    ------
+    InvalidGraph
+        The graph is refused.
+    """
+    key = (local, graph.kind, tuple(graph.saves.items()), structure(graph))
+    with _lock:
+        if key in _schedules:
+            _schedules.move_to_end(key)
+            return _schedules[key]
+    validate(graph, local=local)
+    schedule = compile_graph(graph)
+    with _lock:
+        _schedules[key] = schedule
+        if len(_schedules) > _MOST:
+            _schedules.popitem(last=False)
+    return schedule
+
+
+def structure(graph: Graph) -> Hashable:
+    """Equal for two graphs that differ in the tensors of their constants only; ``1``, ``1.0`` and ``True`` differ."""
+    return tuple((n.id, n.op, n.block, n.source, _frozen(n.args), _frozen(n.kwargs)) for n in graph.nodes)
+
+
+def _frozen(value: Any) -> Hashable:
+    kind = type(value)
+    if kind is Ref:
+        return (Ref, value.id)
+    if kind is tuple or kind is list:
+        return (kind, *[_frozen(item) for item in value])
+    if kind is dict:
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    if kind is slice:
+        return (slice, _frozen(value.start), _frozen(value.stop), _frozen(value.step))
+    return (kind, repr(value)) if kind is float or kind is complex else (kind, value)

@@ -1,0 +1,104 @@
+"""Python's lists and dicts that the worker fills, and those that are to be kept as they are when a block ends."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from nnsight_hpc.graph.build import APPEND, DICT, LIST, SAVE
+from nnsight_hpc.graph.nodes import Ref, refs_in
+from nnsight_hpc.tracing.block_merge import recordable, values_in
+from nnsight_hpc.tracing.lines import users_line
+from nnsight_hpc.wire.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from nnsight_hpc.graph.nodes import Node
+    from nnsight_hpc.tracing.recorder import Recorder
+    from nnsight_hpc.tracing.value import Value
+
+_FILLS = frozenset({APPEND, "operator.setitem"})
+
+
+class Containers:
+    """The containers of one block."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+        self._moved: list[tuple[Value, Any]] = []
+
+    def keep(self, item: Any) -> Any:
+        """``[…].save()``: its values are saved when the block ends."""
+        if type(item) not in (list, dict, tuple):
+            return item.save()
+        self._kept.append(item)
+        return item
+
+    def of_worker(self, held: Any, recorder: Recorder) -> Any:
+        """A container where the graph runs, with the entries of one of Python's; other objects themselves."""
+        if type(held) not in (list, dict, set):
+            return held
+        if type(held) is set or not all(map(recordable, held.values() if isinstance(held, dict) else held)):
+            raise InvalidInput(
+                f"a {type(held).__name__} is changed where a value decides, and it cannot be recorded",
+                where=str(users_line()),
+                why="a graph has lists and dicts of values, numbers, strings, and lists of them",
+                next="change another list there",
+            )
+        if isinstance(held, list):
+            made = recorder.record(LIST, *held)
+        else:
+            made = recorder.record(DICT)
+            for key, entry in held.items():
+                made[key] = entry
+        self._moved.append((made, held))
+        return made
+
+    def added(self, old: Any, new: Any) -> Any:
+        """``old += new``."""
+        if type(new) in (list, tuple) and any(made is old for made, _ in self._moved):
+            old.extend(new)
+            return old
+        old += new
+        return old
+
+    def note(self, made: Value) -> None:
+        """A list where the graph runs that stands for no list of Python's."""
+        self._moved.append((made, None))
+
+    def finish(self) -> None:
+        """At the end of the block: save what is to be kept, and have Python's containers filled with the results."""
+        moved = {id(held) for _, held in self._moved if held is not None}
+        for item in self._kept:
+            for value in values_in(item) if id(item) not in moved else ():
+                if value.saved is None:
+                    value.save()
+        kept = {id(item) for item in self._kept}
+        for made, held in self._moved:
+            self._save(made, held, asked_for=id(held) in kept)
+            if held is not None and made.saved is not None:
+                made.recorder.bound.append(functools.partial(_fill, held, made.recorder, made.saved))
+
+    def _save(self, made: Value, held: Any, *, asked_for: bool) -> None:
+        """Save a container if it was asked for, or if one of its entries is saved."""
+        nodes = made.recorder.builder.nodes
+        fills = [node for node in nodes[made.node :] if node.op in _FILLS and node.args[0] == Ref(made.node)]
+        entries = {ref for node in fills for ref in refs_in(node.args[-1])}
+        saves = [node for node in nodes[made.node :] if node.op == SAVE and node.args[0].id in entries]
+        if made.saved is None and _is_list_of(saves, fills, held):
+            made.saved = saves[0].id
+        elif made.saved is None and (asked_for or saves or any(v.saved is not None for v in values_in(held))):
+            made.saved = made.recorder.save(made)
+
+
+def _is_list_of(saves: list[Node], fills: list[Node], held: Any) -> bool:
+    """Whether the results of one save, in all passes of its loop, are the container's entries."""
+    once = len(saves) == 1 == len(fills) and fills[0].op == APPEND and fills[0].args[1] == saves[0].args[0]
+    return once and not held and type(held) is not dict and saves[0].block == fills[0].block
+
+
+def _fill(held: Any, recorder: Recorder, saved: int) -> None:
+    result = recorder.results.get(saved)
+    if isinstance(held, list) and isinstance(result, list):
+        held[:] = result
+    elif isinstance(held, dict) and isinstance(result, dict):
+        held.update(result)

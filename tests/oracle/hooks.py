@@ -1,0 +1,182 @@
+"""The oracle: what plain PyTorch hooks see and change. It knows nothing of the project that it checks.
+
+``changed`` installs hooks that change values, ``seen`` runs something and tells what stood at every module at each call.
+"""
+
+import weakref
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def copied(value):
+    """A nested value with clones of its tensors, so that later writes do not reach it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def first(args, kwargs):
+    """A module's input: its first positional argument, or else its first keyword's value."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def same(got, expected):
+    """Whether two nested values are equal bit for bit; an output of transformers counts as its fields by name."""
+    if isinstance(expected, torch.Tensor):
+        return isinstance(got, torch.Tensor) and got.dtype == expected.dtype and torch.equal(got, expected)
+    if isinstance(expected, dict):
+        return list(got) == list(expected) and all(same(got[key], expected[key]) for key in expected)
+    if isinstance(expected, list | tuple):
+        return len(got) == len(expected) and all(map(same, got, expected))
+    return got == expected
+
+
+def hooks_of(module):
+    """The names of modules that have any hook, or a forward that is not their class's."""
+    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    touched = [each for each in module.modules() if "forward" in vars(each) or any(getattr(each, t) for t in tables)]
+    return [name for name, each in module.named_modules() if each in touched]
+
+
+@contextmanager
+def output_hook(module, path, change):
+    """While active, `change(output, call)` replaces the output of the module at `path`; None: as it is (or in place)."""
+    calls = iter(range(10**6))
+    handle = module.get_submodule(path).register_forward_hook(lambda _m, _i, output: change(output, next(calls)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def input_hook(module, path, change):
+    """While active, `change(input, call)` replaces the first argument of the module at `path`."""
+    calls = iter(range(10**6))
+
+    def hook(_module, args, kwargs):
+        new = change(first(args, kwargs), next(calls))
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): new})
+
+    handle = module.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def changed(module, outputs=None, inputs=None):
+    """Hooks by path: `outputs` and `inputs` have functions of a value that return the new one, or None."""
+    with ExitStack() as stack:
+        for path, change in (outputs or {}).items():
+            stack.enter_context(output_hook(module, path, lambda value, _call, change=change: change(value)))
+        for path, change in (inputs or {}).items():
+            stack.enter_context(input_hook(module, path, lambda value, _call, change=change: change(value)))
+        yield
+
+
+class Seen:
+    """What stood at the modules: for each path a list over its calls, and the order in which modules began."""
+
+    def __init__(self):
+        self.outputs, self.inputs, self.order = defaultdict(list), defaultdict(list), []
+
+    def output(self, path, call=0):
+        return self.outputs[path][call]
+
+    def input(self, path, call=0):
+        return first(*self.inputs[path][call])
+
+
+@contextmanager
+def seeing(module):
+    """While active, what stands at every module is copied into the `Seen` that it gives."""
+    seen = Seen()
+
+    def before(path):
+        def hook(_module, args, kwargs):
+            seen.order.append(path)
+            seen.inputs[path].append(copied((args, kwargs)))
+
+        return hook
+
+    def after(path):
+        return lambda _module, _args, output: seen.outputs[path].append(copied(output))
+
+    handles = []
+    for path, each in module.named_modules():
+        handles.append(each.register_forward_pre_hook(before(path), with_kwargs=True))
+        handles.append(each.register_forward_hook(after(path)))
+    try:
+        with torch.no_grad():
+            yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def forward_of(module, path, function):
+    """While active, the module at `path` runs `function(original forward, *args, **kwargs)` instead."""
+    part = module.get_submodule(path)
+    original, forward = part.__dict__.get("forward"), part.forward
+    part.forward = wraps(forward)(lambda *args, **kwargs: function(forward, *args, **kwargs))
+    try:
+        yield
+    finally:
+        if original is None:
+            del part.forward
+        else:
+            part.forward = original
+
+
+@contextmanager
+def counting(module):
+    """While active, the paths of the modules whose forward really runs are noted, in order; no hook is used.
+
+    The classes' forwards are wrapped and look which module of this model they run for, so that the modules themselves
+    stay as they are, and copies of them (for fake tensors) do not count.
+    """
+    ran, paths = [], {id(each): path for path, each in module.named_modules()}
+
+    def counted(cls, forward):
+        @wraps(forward)
+        def run(self, *args, **kwargs):
+            if type(self) is cls and id(self) in paths:
+                ran.append(paths[id(self)])
+            return forward(self, *args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for cls in {type(each) for each in module.modules()}:
+            stack.enter_context(mock.patch.object(cls, "forward", counted(cls, cls.forward)))
+        yield ran
+
+
+class Live(TorchDispatchMode):
+    """While active, how many bytes the tensors that operations made hold at once: `peak`, whatever holds them."""
+
+    def __init__(self):
+        super().__init__()
+        self._made, self.peak = weakref.WeakSet(), 0
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self._made.update(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+        memory = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._made}
+        self.peak = max(self.peak, sum(memory.values()))
+        return result
