@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from nnsight_hpc.graph.build import CALL, FORWARDS
 from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph, execution_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import torch
 
     from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.schedule import Schedule
@@ -81,11 +82,17 @@ def _described(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     return ", ".join([*map(_shape, args), *(f"{key}={_shape(value)}" for key, value in kwargs.items())])
 
 
-def _shape(value: Any) -> str:
-    """A value in few characters: of a tensor its dtype and shape, never its content."""
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, list | tuple) and any(isinstance(item, torch.Tensor) for item in value):
-        return f"[{', '.join(map(_shape, value))}]"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+class _Shapes(reprlib.Repr):
+    """Values in few characters: of a tensor its dtype and shape, never its content; of what is nested, the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr_Tensor(self, tensor: torch.Tensor, _level: int) -> str:  # noqa: N802 - reprlib finds it by this name
+        return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+    repr_Parameter = repr_FakeTensor = repr_Tensor  # noqa: N815
+
+
+_shape = _Shapes().repr

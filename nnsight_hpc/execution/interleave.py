@@ -99,9 +99,9 @@ class _Interleaver:
 
     def __init__(self, run: Run, forward: int) -> None:
         self._run, self._forward = run, forward
-        self._visits = run.schedule.stops.visits[forward]
-        self._stops = run.stops(forward)
-        self._outstanding = sum(stop.observed for stop in self._stops)
+        passage = run.schedule.stops.forwards[forward]
+        self._visits, self._modules, self._stops = passage.visits, passage.modules, passage.stops
+        self._outstanding = passage.observed
         self._thread = threading.get_ident()
         self._handles: list[RemovableHandle] = []
 
@@ -112,7 +112,7 @@ class _Interleaver:
             args, kwargs = run.shared.weights.apart((args, dict(kwargs)))
         with ExitStack() as stack:
             stack.callback(self._remove)
-            for path, operations in self._by_module().items():
+            for path, operations in self._modules.items():
                 self._hook(path, operations, stack)
             if self._forward in run.schedule.divided:
                 stack.enter_context(_batch_seen(run, self._forward, args, kwargs))
@@ -136,14 +136,6 @@ class _Interleaver:
         for handle in self._handles:
             handle.remove()
 
-    def _by_module(self) -> dict[str, list[str]]:
-        """The touched modules, each with the operations inside of its forward that are touched."""
-        found: dict[str, list[str]] = {}
-        for path in self._visits:
-            module, _, operation = path.partition(":")
-            found.setdefault(module, []).extend([operation] if operation else [])
-        return found
-
     def _call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self._run.shared.module
         try:
@@ -158,7 +150,7 @@ class _Interleaver:
         except Exception as error:  # noqa: BLE001 - what the model raises is the user's to see
             raise explained(step.node, args, kwargs, error) from None
 
-    def _hook(self, path: str, operations: list[str], stack: ExitStack) -> None:
+    def _hook(self, path: str, operations: Sequence[str], stack: ExitStack) -> None:
         """Put hooks on one module, and on operations inside of its forward."""
         module, visits = self._run.shared.parts[path], self._visits.get(path, _NONE)
         if operations:
@@ -201,7 +193,7 @@ class _Interleaver:
 
         return after
 
-    def _operation(self, path: str, names: list[str]) -> Callable[..., Any]:
+    def _operation(self, path: str, names: Sequence[str]) -> Callable[..., Any]:
         calls = {name: count() for name in names}
 
         def operation(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

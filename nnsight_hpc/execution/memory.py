@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from nnsight_hpc.execution.edges import changes_the_model
+from nnsight_hpc.execution.plain import within
 from nnsight_hpc.graph.nodes import leaves, map_leaves
 
 if TYPE_CHECKING:
@@ -50,12 +51,17 @@ class Weights:
 
     def refuse_change(self, node: Node, value: Any) -> None:
         """Raise `InvalidGraph` where `node` would change a tensor of this memory in place."""
-        if self.hold(value):
+        if self.hold(within(value)):
             raise changes_the_model(node)
 
     def apart(self, value: Any) -> Any:
         """`value` with copies of the tensors that lie in this memory, for those who may write into what they get."""
         return apart(value, self._memory)
+
+
+def marks_of(module: torch.nn.Module) -> list[tuple[int, int]]:
+    """Where each parameter and buffer of a module lies, and how often it was changed in place: equal as long as none was."""
+    return [(tensor.data_ptr(), tensor._version) for tensor in (*module.parameters(), *module.buffers())]  # noqa: SLF001
 
 
 _Tables = list[dict[str, Any]]

@@ -33,6 +33,10 @@ _AUGMENTED = {
 BOUNDED = _COMPARISONS | _AUGMENTED.keys() | set(_AUGMENTED.values())
 """The functions of ``operator`` whose result, or time, may be out of proportion to what goes in."""
 _COLLECTIONS = (str, list, tuple, dict, range)
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_WITH_TENSORS = _TENSORS | {int, float, bool}
+_ENDS = _TENSORS | {int, slice, str, type(None), type(...)}
+"""Types of an index that has an end."""
 
 
 def bounded(name: str) -> Callable[[Any, Any], Any]:
@@ -41,6 +45,8 @@ def bounded(name: str) -> Callable[[Any, Any], Any]:
     check = _OF_NUMBERS.get(_AUGMENTED.get(name, name))
 
     def call(a: Any, b: Any) -> Any:
+        if type(a) in _TENSORS and type(b) in _WITH_TENSORS:  # nearly always, and at once
+            return function(a, b)
         if isinstance(a, _COLLECTIONS) or isinstance(b, _COLLECTIONS):
             return _on_collections(name, function, a, b)
         if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
@@ -72,9 +78,10 @@ def set_item(value: Any, index: Any, new: Any) -> Any:
 
 def get_item(value: Any, index: Any) -> Any:
     """``value[index]``, with an index that has an end."""
-    for part in index if type(index) is tuple else (index,):
-        if isinstance(part, _COLLECTIONS):
-            within(part)
+    if type(index) not in _ENDS:
+        for part in index if type(index) is tuple else (index,):
+            if isinstance(part, list | tuple | dict | range):
+                within(part)
     return value[index]
 
 

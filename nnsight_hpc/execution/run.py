@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _EFFECTS = IN_PLACE | {"model.set_input", "model.set_inputs", "model.set_output", "model.skip", "grad.set", BACKWARD}
 """What must not be left out in silence when it gets a value that was never made."""
-_WALK = frozenset({*SETS.values(), SKIP, SAVE, LOG, CALL, APPLY})
+_WALK = frozenset({*SETS.values(), SKIP, SAVE, MERGE, LOG, CALL, APPLY})
 """What walks through nested lists, which may be endless although they are small."""
 _TAKE_ABSENT = frozenset({MERGE, SAVE, APPEND, END, FINAL, COLLECT, LOG})
 
@@ -133,12 +133,14 @@ class Run:
         self.past = bytearray(schedule.stops.count)
         """Which stops need not be waited for any longer."""
         self._moments: dict[int, Moment] = {}
-        self._steps = schedule.steps
+        self._steps: Any = schedule.steps
         self._waits = list(schedule.waits)
         self._uses = list(schedule.uses)
         self._ready = list(schedule.first)
         self._never: dict[int, Absent] = {}
         self._absents = False
+        self._careful = shared.cancelled is not None or guard is not None or bool(schedule.guarded)
+        """Whether there is more to a node than to run it: it may be cancelled, checked or left out."""
         self._in_backward = False
         for path, node in schedule.parts.items():
             shared.parts[path] = find_module(shared.module, path, node)
@@ -148,10 +150,10 @@ class Run:
         self.run_ready()
         for forward in self.schedule.forwards:
             step = self.schedule.step_of(forward)
-            if self._waits[forward]:
+            if self._waits[forward] > 1:
                 raise never_reached(step.node, self.schedule, self.done)
             if absent := self._why_absent(step):
-                self._leave_out(self.stops(forward), absent)
+                self._leave_out(self.schedule.stops.forwards[forward].stops, absent)
             else:
                 run_forward(self, forward)
             self.finish(step, None)
@@ -160,20 +162,17 @@ class Run:
             if not self.done[node_id]:
                 raise never_reached(self.schedule.step_of(node_id).node, self.schedule, self.done)
 
-    def stops(self, forward: int) -> list[Stop]:
-        """All stops of a forward."""
-        return [stop for visits in self.schedule.stops.visits.get(forward, {}).values() for stop in visits.all()]
-
     def run_ready(self) -> None:
         """Run what can run now, in program order."""
         ready, later = self._ready, []
         while ready:
-            step = self.schedule.step_of(heapq.heappop(ready))
+            step = self._steps[heapq.heappop(ready)]
             if self._in_backward and step.node.op == BACKWARD:
                 later.append(step.node.id)  # one backward after the other
             else:
                 self._run(step)
-        ready += later
+        if later:
+            ready += later
 
     def fire(self, moment: Moment, stop: Stop) -> None:
         """The model is at `stop`: run what waited for it; raises `InvalidGraph` where what must happen now cannot."""
@@ -183,8 +182,9 @@ class Run:
             for kind in stop.kinds:
                 moment.set(kind, attached(moment.get(kind)))
         self.past[number] = 1
+        never = self._never
         for node in stop.nodes:
-            if node not in self._never:
+            if node not in never:
                 self._release(node)
         self.run_ready()
         del self._moments[number]
@@ -207,6 +207,7 @@ class Run:
             self.past[stop.number] = 1
             for node in stop.nodes:
                 if node not in self._never:
+                    self._careful = True
                     self._never[node] = type(absent)(f"{self.schedule.places.points[node]}: {absent.why}")
                     self._release(node)
 
@@ -242,18 +243,23 @@ class Run:
             uses[ref] -= 1
             if not uses[ref]:
                 del self.values[ref]
-        if isinstance(value, Absent):
-            self._absents = True
-        if node.id in self.schedule.guarded and value is not True:
-            self._drop(node.id)
+        if self._careful or isinstance(value, Absent):
+            self._note(node, value)
         self.done[node.id] = 1
         for later in step.then:
             self._release(later)
 
+    def _note(self, node: Node, value: Any) -> None:
+        """Take in what a value says about others: it is absent, or decides that a block is not run."""
+        if isinstance(value, Absent):
+            self._absents = self._careful = True
+        if node.id in self.schedule.guarded and value is not True:
+            self._drop(node.id)
+
     def _release(self, node: int) -> None:
         """One thing that `node` waited for has happened."""
         self._waits[node] -= 1
-        if not self._waits[node] and node not in self.schedule.stops.visits:
+        if not self._waits[node]:
             heapq.heappush(self._ready, node)
 
     def _drop(self, block: int) -> None:
@@ -278,25 +284,35 @@ class Run:
         return constant(leaf, self.shared.device)
 
     def _run(self, step: Step) -> None:
-        node, shared = step.node, self.shared
-        if shared.cancelled is not None and shared.cancelled():
-            raise RequestCancelled("the request was cancelled while it ran")
-        if (node.block is not None or self._absents or self._never) and (absent := self._why_absent(step)):
-            if node.op == SAVE:
-                self.saved[node.id] = absent
-            self.finish(step, absent)
+        if self._careful and self._left_out(step):
+            return
+        if step.reads and step.stop is not None:
+            self.finish(step, self._moments[step.stop.number].get(step.reads))
             return
         args, kwargs = self.arguments(step)
         try:
-            if self._guard is not None and node.id in self._guard.unchecked:
-                self._guard.check(node, args, kwargs)
+            if self._guard is not None and step.node.id in self._guard.unchecked:
+                self._guard.check(step.node, args, kwargs)
             if step.writes:
-                shared.weights.refuse_change(node, args[0])
+                self.shared.weights.refuse_change(step.node, args[0])
             function = step.function
             value = self._special(step, args, kwargs) if function is None else function(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever a user's operation raises is theirs to see
-            raise explained(node, args, kwargs, error) from None
+            raise explained(step.node, args, kwargs, error) from None
         self.finish(step, value)
+
+    def _left_out(self, step: Step) -> bool:
+        """Whether a node is not run, but absent; raises `RequestCancelled` when nothing is to be run any longer."""
+        node, shared = step.node, self.shared
+        if shared.cancelled is not None and shared.cancelled():
+            raise RequestCancelled("the request was cancelled while it ran")
+        absent = self._why_absent(step) if node.block is not None or self._absents or self._never else None
+        if absent is None:
+            return False
+        if node.op == SAVE:
+            self.saved[node.id] = absent
+        self.finish(step, absent)
+        return True
 
     def _why_absent(self, step: Step) -> Absent | None:
         """Why a node has no value: its block is not run, its point never came, or it uses what was never made."""
@@ -316,19 +332,19 @@ class Run:
     def _special(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry out an operation of the protocol, or one that depends on the device of the model."""
         node = step.node
-        if node.op in _WALK:
+        if node.op in _WALK and (len(args) != 1 or not isinstance(args[0], torch.Tensor)):
             within((args, kwargs))
-        if node.id in self.schedule.stops.of:
-            return self._at_point(step, args)
+        if step.stop is not None:
+            return self._at_point(step.stop, step, args)
         if special := SPECIAL.get(node.op):
             return special(self, node, args, kwargs)
         return carry_out(node.op, args, kwargs, self.shared.device)
 
-    def _at_point(self, step: Step, args: tuple[Any, ...]) -> Any:
+    def _at_point(self, stop: Stop, step: Step, args: tuple[Any, ...]) -> Any:
         """Read what stands at the point that the model is at just now, or set it to the last of `args`."""
         node = step.node
         point = self.schedule.places.points[node.id]
-        moment = self._moments[self.schedule.stops.of[node.id].number]
+        moment = self._moments[stop.number]
         rows = self._rows(node.id, point) if self.schedule.places.rows else None
         if node.op in _READS:
             value = moment.get(point.kind)

@@ -61,7 +61,7 @@ class Schedule:
     parts
         The modules that are named, each with a node that does so.
     waits
-        For each node, how many nodes it waits for; its point, if it has one, is one more.
+        For each node, how many nodes it waits for; its point, if it has one, is one more, and the start of a forward, too.
     steps
         The nodes that run here as they run; None for the others.
     uses
@@ -135,17 +135,21 @@ def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Itera
         if point := scope.point(number):
             at[point].append(number)
     of_model = _of_model(scope, given)
+    stops = stops_of(at, due, _roots(scope, backwards, needs), scope.forwards(), observed(scope, due, edges))
     return Schedule(
         places=scope.places,
         here=scope.here,
         first=tuple(n for n in scope.here if not edges[n] and not scope.point(n) and scope.node(n).op not in FORWARDS),
         tensors=frozenset(graph.tensor_names()),
         parts=_parts(scope),
-        waits=tuple(len(edges.get(node.id, ())) + (node.id in scope.places.points) for node in graph.nodes),
-        steps=_steps(scope, needs, edges, written, of_model),
+        waits=tuple(
+            len(edges.get(node.id, ())) + (node.id in scope.places.points) + (node.op in FORWARDS)
+            for node in graph.nodes
+        ),
+        steps=_steps(scope, needs, edges, stops),
         uses=_uses(scope, needs, kept),
         forwards=in_order(scope, at, due, edges),
-        stops=stops_of(at, due, _roots(scope, backwards, needs), scope.forwards(), observed(scope, due, edges)),
+        stops=stops,
         backwards=backwards,
         guarded=_guarded(scope),
         copies=_copies(scope, of_model.union(*written.values())),
@@ -172,8 +176,7 @@ def _steps(
     scope: Scope,
     needs: Mapping[int, tuple[int, ...]],
     edges: Mapping[int, set[int]],
-    written: Mapping[int, frozenset[int]],
-    of_model: set[int],
+    stops: Stops,
 ) -> tuple[Step | None, ...]:
     then: dict[int, list[int]] = defaultdict(list)
     for later in scope.here:
@@ -186,9 +189,9 @@ def _steps(
             node,
             needs[number],
             tuple(then[number]),
-            at_point=scope.point(number) is not None,
-            may_write_model=not changes_container(node, scope.graph)
-            and not of_model.isdisjoint(written.get(number, ())),
+            stops.of.get(number),
+            whole=number not in scope.places.rows,
+            changes_container=changes_container(node, scope.graph),
             fresh=all(isinstance(arg, Ref) and is_fresh(scope.node(arg.id)) for arg in node.args[2:]),
         )
     return tuple(steps)
@@ -218,7 +221,7 @@ def _of_model(scope: Scope, given: Iterable[Iterable[int]]) -> set[int]:
     for number in scope.here:
         node = scope.node(number)
         constant = (node.op in VIEWS or node.op in SETTERS) and any(isinstance(a, TensorRef) for a in leaves(node.args))
-        if scope.point(number) or node.op in (PARAMETER, CALL) or constant:
+        if scope.point(number) or node.op in (PARAMETER, CALL, FINAL, COLLECT) or constant:
             found.add(scope.memory(number))
     return found
 
@@ -238,7 +241,7 @@ def _exposed(scope: Scope, of_model: set[int]) -> frozenset[int]:
         number
         for number in scope.forwards()
         for leaf in given(scope.node(number))
-        if (isinstance(leaf, Ref) and scope.memory(leaf.id) in of_model)
+        if (isinstance(leaf, Ref) and not of_model.isdisjoint(scope.memory.with_held(leaf.id)))
         or (isinstance(leaf, TensorRef) and constants[leaf.name] > 1)
     )
 

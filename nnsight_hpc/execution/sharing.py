@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.execution.points import SETTERS
-from nnsight_hpc.graph.build import APPEND, DICT, LIST, LOOP, MERGE, NEXT, SET_GRAD
+from nnsight_hpc.graph.build import APPEND, DICT, LIST, LOOP, MERGE, NEXT, READS, SET_GRAD
 from nnsight_hpc.graph.nodes import refs_in
-from nnsight_hpc.graph.operations import FACTS, IN_PLACE, VIEWS
+from nnsight_hpc.graph.operations import FACTS, IN_PLACE, PROTOCOL, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,7 +39,7 @@ class Memory:
         self._closed: dict[int, frozenset[int]] = {}
         standing: dict[Point, list[tuple[tuple[int, int] | None, int]]] = defaultdict(list)
         for node in graph.nodes:
-            for ref in also[node.id] if node.id in also else _shares_with(node):
+            for ref in also[node.id] if node.id in also else _shares_with(node, graph):
                 self._join(ref, node.id)
             if point := places.points.get(node.id):
                 rows = places.rows.get(node.id)
@@ -87,12 +87,20 @@ def _overlap(rows: tuple[int, int] | None, others: tuple[int, int] | None) -> bo
     return rows is None or others is None or (rows[0] < others[1] and others[0] < rows[1])
 
 
-def _shares_with(node: Node) -> Iterable[int]:
+def _shares_with(node: Node, graph: Graph) -> Iterable[int]:
     if node.op in _SHARE_ALL:
-        return () if node.op == "attribute" and node.args[1] in FACTS else node.refs()
+        return () if _is_fact(node, graph) else node.refs()
     if node.op in SETTERS:
         return refs_in(node.args[1 if node.op == SET_GRAD else 2])
     return refs_in(node.args[0]) if node.op in IN_PLACE else ()
+
+
+def _is_fact(node: Node, graph: Graph) -> bool:
+    """Whether a node asks a tensor for its shape or the like, no view of it. An entry of a dict may have such a name, too."""
+    if node.op != "attribute" or node.args[1] not in FACTS:
+        return False
+    origin = graph.nodes[node.args[0].id]
+    return origin.op in READS.values() or origin.op not in PROTOCOL
 
 
 def _holds(node: Node, graph: Graph) -> Iterable[int]:

@@ -269,11 +269,19 @@ def _handed(
 
 
 def _only_data(name: str, new: Any, old: Any) -> None:
-    """Raise `InvalidGraph` where `new` has what is neither data nor in `old`."""
-    kept = [leaf for leaf in leaves(old) if not isinstance(leaf, _DATA)]
+    """Raise `InvalidGraph` where `new` has what is neither data nor in `old`. A number may be a switch where one is there."""
+    before = [*leaves(old)]
+    switches = any(isinstance(leaf, bool) for leaf in before)
     for leaf in leaves(new):
-        if not isinstance(leaf, _DATA) and not any(leaf is one or (type(leaf) is str and leaf == one) for one in kept):
+        data = (
+            isinstance(leaf, _DATA) and not isinstance(leaf, bool) and not (switches and isinstance(leaf, int | float))
+        )
+        same = (
+            leaf is one or (type(leaf) is type(one) and isinstance(leaf, str | int | float) and leaf == one)
+            for one in before
+        )
+        if not data and not any(same):
             raise InvalidGraph(
                 f"a {type(leaf).__name__} cannot be set at the operation {name}",
-                why="in a model strings, functions and objects choose which code runs; tensors and numbers can be set",
+                why="in a model strings, switches, functions and objects choose which code runs; tensors can be set",
             )

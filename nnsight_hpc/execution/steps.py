@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.execution.loops import GIVEN
 from nnsight_hpc.execution.resolve import function_of, names_a_device
-from nnsight_hpc.graph.build import COLLECT, FINAL, INVOKE, PARAMETER, READ_GRAD, SET_GRAD
+from nnsight_hpc.graph.build import COLLECT, FINAL, INVOKE, PARAMETER, READ_GRAD, READS, SET_GRAD
 from nnsight_hpc.graph.nodes import Device, DType, Ref, Seed, TensorRef
 from nnsight_hpc.graph.operations import IN_PLACE, PROTOCOL, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nnsight_hpc.execution.stops import Stop
     from nnsight_hpc.graph.nodes import Node
 
+_READS = {op: kind for kind, op in READS.items()}
 _BY_NAME = frozenset({FINAL, COLLECT, INVOKE, PARAMETER})
 """Operations whose arguments are numbers of nodes or names, not values."""
 
@@ -38,26 +40,46 @@ class Step:
     needs, then
         The nodes whose values it uses, and those that wait for it.
     writes
-        Whether it changes its first argument in place, which may be the model's own memory.
+        Whether it changes its first argument in place. Whether that is the model's own memory is asked each time: what the
+        graph tells of memory is an order, not a protection.
     hands_over
         Whether it gives the model something that may be somebody else's memory.
+    stop
+        The moment that it waits for, if it does.
+    reads
+        What it reads there whole, ``input``, ``inputs`` or ``output``; empty for everything else.
     """
 
-    __slots__ = ("args", "constant", "flat", "function", "hands_over", "kwargs", "needs", "node", "then", "writes")
+    __slots__ = (
+        "args",
+        "constant",
+        "flat",
+        "function",
+        "hands_over",
+        "kwargs",
+        "needs",
+        "node",
+        "reads",
+        "stop",
+        "then",
+        "writes",
+    )
 
     def __init__(
         self,
         node: Node,
         needs: tuple[int, ...],
         then: tuple[int, ...],
+        stop: Stop | None,
         *,
-        at_point: bool,
-        may_write_model: bool,
+        whole: bool,
+        changes_container: bool,
         fresh: bool,
     ) -> None:
-        self.node, self.needs, self.then = node, needs, then
+        self.node, self.needs, self.then, self.stop = node, needs, then, stop
+        self.reads = _READS.get(node.op, "") if whole else ""
         gradient = node.op in (READ_GRAD, SET_GRAD)
-        self.args = () if node.op in _BY_NAME else node.args[1:] if at_point and not gradient else node.args
+        self.args = () if node.op in _BY_NAME else node.args[1:] if stop and not gradient else node.args
         self.kwargs = {} if node.op in _BY_NAME or gradient else dict(node.kwargs)
         self.constant = all(_plain(value) for value in self.kwargs.values())
         flat = all(type(value) is Ref or _plain(value) for value in self.args)
@@ -65,7 +87,7 @@ class Step:
         plain = node.op == "attribute" or (node.op not in PROTOCOL and node.op != GIVEN)
         direct = plain and not names_a_device(node.op, self.kwargs)
         self.function: Callable[..., Any] | None = function_of(node.op) if direct else None
-        self.writes = node.op in IN_PLACE and may_write_model
+        self.writes = node.op in IN_PLACE and not changes_container
         self.hands_over = not fresh
 
 

@@ -56,7 +56,29 @@ class Visits:
         return (self.before, self.instead, self.after, self.result)[number]
 
     def all(self) -> tuple[Stop, ...]:
-        return tuple(stop for phase in range(4) for stop in self.phase(phase).values())
+        return (*self.before.values(), *self.instead.values(), *self.after.values(), *self.result.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What is looked at in one forward.
+
+    Attributes
+    ----------
+    visits
+        The stops of each touched module, or operation inside of one, by its path.
+    modules
+        The touched modules, each with the operations inside of its forward that are touched.
+    stops
+        All stops.
+    observed
+        How many of them something depends on that is seen outside.
+    """
+
+    visits: dict[str, Visits]
+    modules: dict[str, tuple[str, ...]]
+    stops: tuple[Stop, ...]
+    observed: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +89,8 @@ class Stops:
     ----------
     count
         How many there are.
-    visits
-        For each forward its modules' stops by their paths.
+    forwards
+        What is looked at in each forward.
     gradients
         For each backward and node, the moment at which the gradient of the node's value is there.
     of
@@ -76,7 +98,7 @@ class Stops:
     """
 
     count: int
-    visits: dict[int, dict[str, Visits]]
+    forwards: dict[int, Passage]
     gradients: dict[tuple[int, int], Stop]
     of: dict[int, Stop]
 
@@ -107,4 +129,13 @@ def stops_of(
             gradients[forward, int(module)] = stop
         else:
             visits[forward][module].phase(phase)[call] = stop
-    return Stops(len(moments), {forward: dict(by_path) for forward, by_path in visits.items()}, gradients, of)
+    return Stops(len(moments), {forward: _passage(dict(paths)) for forward, paths in visits.items()}, gradients, of)
+
+
+def _passage(visits: dict[str, Visits]) -> Passage:
+    modules: dict[str, tuple[str, ...]] = {}
+    for path in visits:
+        module, _, operation = path.partition(":")
+        modules[module] = (*modules.get(module, ()), *([operation] if operation else []))
+    stops = tuple(stop for visited in visits.values() for stop in visited.all())
+    return Passage(visits, modules, stops, sum(stop.observed for stop in stops))

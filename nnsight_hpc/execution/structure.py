@@ -11,10 +11,14 @@ from nnsight_hpc.graph.nodes import Graph, Ref
 from nnsight_hpc.graph.validation import validate
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
+
+    from nnsight_hpc.graph.nodes import Node
 
 _MOST = 256
 _schedules: OrderedDict[Hashable, Schedule] = OrderedDict()
+_recent: dict[int, tuple[tuple[Node, ...], tuple[bool, str, Mapping[str, int]], Schedule]] = {}
+"""Those that were asked for last, by the identity of their nodes, which are held so that it stays their own."""
 _lock = Lock()
 
 
@@ -31,6 +35,17 @@ def scheduled(graph: Graph, *, local: bool) -> Schedule:
     InvalidGraph
         The graph is refused.
     """
+    known = _recent.get(id(graph.nodes))
+    if known is not None and known[0] is graph.nodes and known[1] == (local, graph.kind, graph.saves):
+        return known[2]
+    schedule = _by_structure(graph, local=local)
+    if len(_recent) >= _MOST:
+        _recent.clear()
+    _recent[id(graph.nodes)] = (graph.nodes, (local, graph.kind, graph.saves), schedule)
+    return schedule
+
+
+def _by_structure(graph: Graph, *, local: bool) -> Schedule:
     key = (local, graph.kind, tuple(graph.saves.items()), structure(graph))
     with _lock:
         if key in _schedules:

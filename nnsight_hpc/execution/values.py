@@ -74,8 +74,10 @@ def kept(value: Any, *, copy: bool, detach: bool = True) -> Any:
     """A value as it is to be returned: copied where `copy` says so or a small view would hold large memory."""
     if isinstance(value, torch.Tensor):
         value = value.detach() if detach else value
+        if copy:
+            return value.clone()
         view_of_more = value.untyped_storage().nbytes() > 2 * value.numel() * value.element_size()
-        return value.clone() if copy or view_of_more else value
+        return value.clone() if view_of_more else value
     if isinstance(value, dict):
         return SavedOutput(
             {str(key): kept(item, copy=copy, detach=detach) for key, item in value.items() if _returnable(item)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nnsight_hpc.graph.nodes import Node
     from nnsight_hpc.tracing.recorder import Recorder
     from nnsight_hpc.tracing.value import Value
@@ -80,20 +83,47 @@ class Containers:
 
     def _save(self, made: Value, held: Any, *, asked_for: bool) -> None:
         """Save a container if it was asked for, or if one of its entries is saved."""
-        nodes = made.recorder.builder.nodes
+        recorder = made.recorder
+        nodes = recorder.builder.nodes
         fills = [node for node in nodes[made.node :] if node.op in _FILLS and node.args[0] == Ref(made.node)]
-        entries = {ref for node in fills for ref in refs_in(node.args[-1])}
-        saves = [node for node in nodes[made.node :] if node.op == SAVE and node.args[0].id in entries]
-        if made.saved is None and _is_list_of(saves, fills, held):
+        entries = {
+            ref for entry in (*nodes[made.node].args, *(node.args[-1] for node in fills)) for ref in refs_in(entry)
+        }
+        saves = [node for node in nodes if node.op == SAVE and node.args[0].id in entries]
+        in_loop = recorder.in_loop(nodes[made.node])
+        if made.saved is not None or (in_loop and not asked_for):  # a name has what such a list was in the last pass
+            return
+        if _is_list_of(saves, fills, held) and recorder.in_loop(saves[0]) and not in_loop:
             made.saved = saves[0].id
-        elif made.saved is None and (asked_for or saves or any(v.saved is not None for v in values_in(held))):
-            made.saved = made.recorder.save(made)
+        elif asked_for or saves:
+            _fill_with_saves(nodes, made.node, fills, saves)
+            made.saved = recorder.save(made)
 
 
 def _is_list_of(saves: list[Node], fills: list[Node], held: Any) -> bool:
-    """Whether the results of one save, in all passes of its loop, are the container's entries."""
+    """Whether the results of one save, were it in a loop, are the container's entries."""
     once = len(saves) == 1 == len(fills) and fills[0].op == APPEND and fills[0].args[1] == saves[0].args[0]
     return once and not held and type(held) is not dict and saves[0].block == fills[0].block
+
+
+def _fill_with_saves(nodes: list[Node], made: int, fills: list[Node], saves: list[Node]) -> None:
+    """Fill a container with its entries as they were where they were saved, if nothing else in the block looks at it."""
+    filling = {node.id for node in fills}
+    if any(made in refs_in((node.args, node.kwargs)) for node in nodes[made:] if node.id not in filling):
+        return
+    for node in (nodes[made], *fills):
+        around = [None, *_blocks(nodes, node)]
+        kept = {save.args[0]: Ref(save.id) for save in saves if save.id < node.id and save.block in around}
+        args = tuple([kept.get(arg, arg) if type(arg) is Ref else arg for arg in node.args])
+        nodes[node.id] = dataclasses.replace(node, args=args)
+
+
+def _blocks(nodes: list[Node], node: Node) -> Iterator[int]:
+    """The blocks that a node stands in."""
+    block = node.block
+    while block is not None:
+        yield block
+        block = nodes[block].block
 
 
 def _fill(held: Any, recorder: Recorder, saved: int) -> None:

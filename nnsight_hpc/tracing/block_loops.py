@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import CARRIED, END, FINAL, IF, ITEM, LIST, LOOP, NEXT, RANGE
 from nnsight_hpc.tracing.block_merge import UNBOUND, Undecided, names_in, opened, recordable, replaced
+from nnsight_hpc.tracing.block_unroll import Unrolled
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from nnsight_hpc.tracing.block_containers import Containers
+    from nnsight_hpc.tracing.block_unroll import Unrolling
 
 _LIGHT = frozenset({type(None), bool, int, float, complex, str, Value})
 
@@ -220,8 +222,8 @@ class RecordedLoop:
 class Gather:
     """A comprehension: its entries, in a list that lives where the graph runs as soon as a value decides which there are."""
 
-    def __init__(self, containers: Containers) -> None:
-        self._containers = containers
+    def __init__(self, containers: Containers, unrolling: Unrolling) -> None:
+        self._containers, self._unrolling = containers, unrolling
         self._states: list[_Gathering] = []
 
     def open(self) -> Gather:
@@ -230,10 +232,12 @@ class Gather:
 
     def over(self, items: Any) -> Any:
         """What one of its ``for`` runs over."""
+        items = self._unrolling.of(items)
         if not self._states:
             return items
         state, value = self._states[-1], over(items)
         if value is None:
+            state.eager = state.eager or type(items) is Unrolled
             return state.plain(items)
         state.decided_by(value.source)
         return state.recorded(value)
@@ -262,11 +266,12 @@ class Gather:
         return state.list
 
     def generated(self, made: Iterator[Any]) -> Any:
-        """The generator, or what it makes where a value decides that."""
-        if self._states[-1].list is None:
+        """The generator, or what it makes where it runs over a value or one decides that."""
+        if self._states[-1].list is None and not self._states[-1].eager:
             self._states.pop()
             return made
-        return self.done(list(made))
+        found = self.done(list(made))
+        return iter(found) if type(found) is list else found
 
 
 class _Gathering:
@@ -274,6 +279,7 @@ class _Gathering:
 
     def __init__(self) -> None:
         self.list: Value | None = None
+        self.eager = False
         self.guards: list[ExitStack] = []
         self._entries: list[Any] = []
 

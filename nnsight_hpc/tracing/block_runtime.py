@@ -11,6 +11,7 @@ from nnsight_hpc.graph.build import LOG
 from nnsight_hpc.tracing import block_loops
 from nnsight_hpc.tracing.block_choices import Choices
 from nnsight_hpc.tracing.block_merge import UNBOUND, names_in, values_in
+from nnsight_hpc.tracing.block_unroll import Unrolling
 from nnsight_hpc.tracing.frames import write
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.value import Value
@@ -35,12 +36,19 @@ class Runtime(Choices):
     """
 
     unbound = UNBOUND
-    iterable = staticmethod(block_loops.iterable)
 
     def __init__(self, frame: FrameType, written: tuple[str, ...]) -> None:
         super().__init__()
         self._frame, self._written = frame, written
+        self._unrolling = Unrolling()
         self.kept, self.added = self._containers.keep, self._containers.added
+
+    def iterable(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``range(…)``, ``enumerate(…)``, ``zip(…)``, whose arguments may be values."""
+        known = [self._unrolling.of(argument) for argument in args]
+        if function not in (enumerate, zip) or any(map(block_loops.over, known)):
+            return block_loops.iterable(function, *args, **kwargs)
+        return self._unrolling.joined(function, known, kwargs)
 
     def loop(
         self,
@@ -50,6 +58,7 @@ class Runtime(Choices):
         first: tuple[str, ...],
         has_else: bool,
     ) -> block_loops.RecordedLoop | block_loops.PlainLoop:
+        items = self._unrolling.of(items)
         over = block_loops.over(items)
         if over is None:
             return block_loops.PlainLoop(items)
@@ -62,7 +71,7 @@ class Runtime(Choices):
         return block_loops.RecordedLoop(over, targets, variables, first, self._containers)
 
     def gather(self) -> block_loops.Gather:
-        return block_loops.Gather(self._containers)
+        return block_loops.Gather(self._containers, self._unrolling)
 
     def passes(self, manager: Any) -> Iterator[AbstractContextManager[Any]]:
         """The steps of ``with tracer.iter[…] as step:``, each as a manager; any other manager itself, once."""

@@ -101,6 +101,8 @@ class Trace(Points):
             )
         self._join_session()
         self._frame = sys._getframe(1)  # noqa: SLF001
+        if self._session is None:
+            self.recorder.recall(self._frame)
         self._start, self.outer = len(self.recorder.builder.nodes), self.recorder.block
         self._one_call = self.model.given(self._inputs, self._kwargs)
         if self._one_call:

@@ -31,6 +31,7 @@ class Envoy:
 
     def __init__(self, module: torch.nn.Module, path: str = "", root: NNsight | None = None) -> None:
         self._module, self._path, self._root = module, path, root
+        self._children: dict[str, Envoy] = {}
 
     @property
     def output(self) -> Any:
@@ -126,10 +127,12 @@ class Envoy:
         raise AttributeError(f"{self._path or 'the model'} ({type(module).__name__}) has no {name!r}{hint}")
 
     def __getitem__(self, index: int | slice) -> Any:
-        names = list(self._module._modules)
+        children = self._module._modules
+        names = list(children)
         if isinstance(index, slice):
             return [self.get(name) for name in names[index]]
-        return self.get(names[index])
+        child = children[names[index]]
+        return self.get(names[index]) if child is None else self._child(names[index], child)
 
     def __iter__(self) -> Iterator[Envoy]:
         return iter(self[:])
@@ -155,7 +158,10 @@ class Envoy:
         return f"{self._path}.{name}" if self._path else name
 
     def _child(self, name: str, module: torch.nn.Module) -> Envoy:
-        return Envoy(module, self._below(name), self._model)
+        known = self._children.get(name)
+        if known is None or known._module is not module:
+            known = self._children[name] = Envoy(module, self._below(name), self._model)
+        return known
 
     def _aliases(self) -> dict[str, str]:
         """The researcher's names for modules below this one: the path from here by the new name."""

@@ -113,7 +113,8 @@ class Recorder(Recording):
         self._returned = saves
         nodes, new = self._pruned.apply(self.builder.nodes)
         renumbered = {name: new(node) for name, node in saves.items()}
-        return Graph(tuple(nodes), renumbered, model, kind, dict(self.tensors))
+        kept = tuple(nodes) if self._recall is None else self._recall.all(nodes)
+        return Graph(kept, renumbered, model, kind, dict(self.tensors))
 
     def fill(self, results: Mapping[str, Any]) -> None:
         """Give the saved values what the run returned, by the names of the graph's saves."""

@@ -12,11 +12,13 @@ from nnsight_hpc.graph.nodes import Node
 from nnsight_hpc.tracing.constants import Constants
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.pruning import Pruned
+from nnsight_hpc.tracing.recall import Recall
 from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     import torch
 
@@ -50,12 +52,19 @@ class Recording:
         self.shadow: Any = None
         self._constants = Constants(attached=not remote)
         self._pruned = Pruned()
+        self._recall: Recall | None = None
+        self._node: Callable[..., Node] = Node
         self._open = True
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensor constants of the graph by name."""
         return self._constants.tensors
+
+    def recall(self, frame: FrameType) -> None:
+        """Use again what the block at `frame` recorded the last time, as far as it is the same."""
+        self._recall = Recall(frame)
+        self._node = self._recall.node
 
     def record(self, op: str, /, *args: Any, **kwargs: Any) -> Value:
         """Append a node for the line that the researcher is at; raises `InvalidInput` when the block is over."""
@@ -71,7 +80,7 @@ class Recording:
         new = tuple([encode(a, other) for a in args])
         named = {key: encode(value, other) for key, value in kwargs.items()} if kwargs else {}
         nodes = self.builder.nodes
-        node = Node(len(nodes), op, new, named, source, block)
+        node = self._node(len(nodes), op, new, named, source, block)
         nodes.append(node)
         value = self._value(node.id)
         if self.shadow is not None:
@@ -83,7 +92,7 @@ class Recording:
         old = self.builder.nodes[value.node]
         other = self._leaf if self.remote else self._any_leaf
         new = self._constants.encode(args, other), self._constants.encode(dict(kwargs), other)
-        self.builder.nodes[value.node] = Node(old.id, old.op, *new, old.source, old.block)
+        self.builder.nodes[value.node] = self._node(old.id, old.op, *new, old.source, old.block)
         if self.shadow is not None:
             self.shadow.forget(value.node)
             value.fake = self.shadow.node(self.builder.nodes[value.node], self.tensors)

@@ -168,6 +168,9 @@ class Value:
     def __contains__(self, _item: Any) -> bool:
         self._now("the content")
 
+    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
+        self._now("the content")
+
     __hash__ = object.__hash__
     __array_ufunc__ = None  # so that `array / value` asks the value, and does not make an array of values
 

@@ -123,31 +123,31 @@ class Courier:
 
     def _await_outcome(self, lease: Lease) -> Outcome | None:
         """Send what the request says, the first line at once and then a few times a second, until it has ended."""
-        last, due = float("-inf"), None
+        allowed, due = float("-inf"), None
         while True:
             try:
                 item = self._outbox.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             except Empty:
-                due = None if self._send_said(lease) else time.monotonic() + _SAY_AGAIN
-                last = time.monotonic()
+                allowed = self._send_said(lease) + time.monotonic()
+                due = allowed if self._said.part() else None
                 continue
             if not isinstance(item, _Wake):
                 return item
-            due = due or max(time.monotonic(), last + _SAY_EVERY)
+            due = due or max(time.monotonic(), allowed)
 
-    def _send_said(self, lease: Lease) -> bool:
-        """Send what there is; False when no daemon takes it now."""
-        while part := self._said.part():
+    def _send_said(self, lease: Lease) -> float:
+        """Send a part of what there is to send; the seconds until the next."""
+        if part := self._said.part():
             at, lines = part
             try:
                 self._calls.once(self._log_path(lease, at), lines, dict[str, Any])
             except DECISIVE as error:
                 self._not_wanted(lease, error)
             except HpcError:
-                return False
+                return _SAY_AGAIN
             else:
                 self._said.has(len(lines))
-        return True
+        return _SAY_EVERY
 
     def _send_all_said(self, lease: Lease) -> None:
         while part := self._said.part():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from nnsight_hpc.execution.estimate import check_memory
 from nnsight_hpc.execution.estimate_budget import memory_budget
 from nnsight_hpc.execution.estimate_guard import Guard
 from nnsight_hpc.execution.fake_model import twin_of
+from nnsight_hpc.execution.memory import marks_of
 from nnsight_hpc.execution.structure import scheduled
 from nnsight_hpc.execution.values import load_tensors, pack_values
 from nnsight_hpc.graph import Graph
@@ -23,7 +25,7 @@ from nnsight_hpc.wire.frames import unpack
 from nnsight_hpc.wire.messages import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -104,15 +106,27 @@ class Runner:
         header, block = unpack(frame)
         graph, tensors = Graph.from_json(header), load_tensors(block)
         scheduled(graph, local=False)  # refused or not, before its memory is estimated
-        values = run_graph(
-            graph,
-            tensors,
-            self._loaded.module,
-            cancelled=lambda: self._control.is_cancelled(lease.id),
-            log=say,
-            guard=self._guard(graph, tensors),
-        )
+        guard = self._guard(graph, tensors)
+        with self._unchanged(lease):
+            values = run_graph(
+                graph,
+                tensors,
+                self._loaded.module,
+                cancelled=lambda: self._control.is_cancelled(lease.id),
+                log=say,
+                guard=guard,
+            )
         return pack_values(values)
+
+    @contextmanager
+    def _unchanged(self, lease: Lease) -> Iterator[None]:
+        """End the worker when a request has changed the model that all share, which nothing that is known of can do."""
+        before = marks_of(self._loaded.module)
+        try:
+            yield
+        finally:
+            if marks_of(self._loaded.module) != before:
+                self._control.fail(ReplicaFailed("a request changed the weights of the resident model", where=lease.id))
 
     def _guard(self, graph: Graph, tensors: dict[str, torch.Tensor]) -> Guard:
         """What is left to check in the run. Raises `InvalidGraph` when the graph would take too much memory.

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from nnsight_hpc.execution import run_graph
+from nnsight_hpc.execution.memory import memory_of
 from nnsight_hpc.graph import DType, GraphBuilder, Ref, TensorRef, validate
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
-from tests.graph.random_graphs import graphs
+from tests.graph.random_graphs import graphs, programs
 
 
 class Exposed(nn.Module):
@@ -239,23 +240,43 @@ def test_nothing_but_listed_attributes_is_reached(exposed, op, where, path, name
         _run(exposed, (op, where, path), ("attribute", Ref(1), name))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(graph=graphs())
-def test_random_graph_runs_or_is_refused_and_changes_nothing(exposed, graph):
-    """A random graph gives its saved values or one of our errors; a refused one never calls the model; weights stay."""
-    before, exposed.calls = exposed.fc.weight.clone(), 0
-    refused = _refused(graph)
-    with contextlib.suppress(HpcError):
-        results = run_graph(graph, {"x": torch.ones(2, 6)}, exposed, log=lambda _line, _source: None)
-        assert not refused
-        assert set(results) == set(graph.saves)
-    assert not (refused and exposed.calls)
-    assert torch.equal(exposed.fc.weight, before)
-
-
-def _refused(graph):
+def _outcome(graph, module):
+    """What a run returns, or the error that it is, and whether the graph was refused as a document."""
     try:
         validate(graph)
-    except InvalidGraph:
-        return True
-    return False
+    except InvalidGraph as error:
+        with pytest.raises(InvalidGraph):
+            run_graph(graph, {"x": torch.ones(2, 6)}, module)
+        return error, True
+    try:
+        return run_graph(graph, {"x": torch.ones(2, 6)}, module, log=lambda _line, _source: None), False
+    except HpcError as error:
+        return error, False
+
+
+_same_module = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@_same_module
+@given(graph=graphs())
+def test_refused_graph_never_calls_the_model(exposed, graph):
+    """A random graph that the validator refuses does not run; one that it takes gives its values, or an error of ours."""
+    exposed.calls = 0
+    outcome, refused = _outcome(graph, exposed)
+    assert not (refused and exposed.calls)
+    assert isinstance(outcome, HpcError) or set(outcome) == set(graph.saves)
+
+
+@pytest.mark.filterwarnings("ignore")  # operations warn of odd arguments
+@_same_module
+@given(graph=programs())
+def test_random_program_runs_or_fails_at_a_node_and_changes_nothing(exposed, graph):
+    """A random program gives values that are not the model's weights, or an error that names an operation; weights stay."""
+    before = exposed.fc.weight.clone()
+    outcome, _ = _outcome(graph, exposed)
+    if isinstance(outcome, HpcError):
+        assert any(node.op in str(outcome) for node in graph.nodes), outcome
+    else:
+        assert set(outcome) == set(graph.saves)
+        assert not memory_of([*outcome.values()]) & memory_of([*exposed.parameters()])
+    assert torch.equal(exposed.fc.weight, before)

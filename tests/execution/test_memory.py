@@ -9,7 +9,8 @@ from torch import nn
 from nnsight_hpc.execution import run_graph
 from nnsight_hpc.execution.resolve import function_of
 from nnsight_hpc.graph import GraphBuilder, Ref, TensorRef
-from nnsight_hpc.graph.operations import ALLOWED, DENIED_KEYWORDS, IN_PLACE, MOST_POSITIONAL, PROTOCOL, VIEWS
+from nnsight_hpc.graph.build import COLLECT, DICT, END, FINAL, FORWARD, LIST, LOOP, PARAMETER, RANGE
+from nnsight_hpc.graph.operations import ALLOWED, DENIED_KEYWORDS, MOST_POSITIONAL, PROTOCOL
 from nnsight_hpc.wire.errors import InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
 
@@ -122,17 +123,63 @@ def test_positional_arguments_end_before_the_denied_ones(op):
     assert MOST_POSITIONAL.get(op) == min(denied, default=None)
 
 
-@pytest.mark.filterwarnings("ignore")  # operations warn of odd arguments
-@pytest.mark.parametrize("op", sorted(ALLOWED - PROTOCOL - VIEWS - IN_PLACE))
-def test_what_is_no_view_gives_new_memory(op):
-    """Operations that are not on the list of views share no memory with a tensor that they are given."""
-    for tensor in (torch.rand(4, 4), torch.rand(4), torch.rand(()), torch.ones(4, 4, dtype=torch.int64)):
-        for args in ((tensor,), ([tensor],), (tensor, 0), (tensor, 1), (tensor, 1.0), (tensor, tensor), (tensor, ())):
-            if len(args) > MOST_POSITIONAL.get(op, len(args)):
-                continue
-            try:
-                result = function_of(op)(*args)
-            except Exception:  # noqa: BLE001 - not every operation takes these
-                continue
-            if isinstance(result, torch.Tensor) and result.numel():
-                assert result.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+def _weights(net):
+    return [tensor.clone() for tensor in net.state_dict().values()]
+
+
+def test_weight_in_a_dict_under_the_name_of_a_fact(net, x, builder):
+    """An entry called ``shape`` is the entry, not a fact about a tensor; the weight in it cannot be changed."""
+    entries = builder.add(DICT, shape=Ref(builder.add(PARAMETER, "0", "weight")))
+    builder.add("Tensor.add_", Ref(builder.add("attribute", Ref(entries), "shape")), 1.0)
+    before = _weights(net)
+    with pytest.raises(InvalidGraph, match="would change a parameter"):
+        run_graph(builder.graph(), {"x": x}, net)
+    assert all(map(torch.equal, before, net.state_dict().values()))
+
+
+@pytest.mark.parametrize("handed_out", [FINAL, COLLECT])
+def test_weight_that_a_loop_hands_out(net, x, builder, handed_out):
+    """A parameter that is read in a loop is the model's outside of the loop, too."""
+    loop = builder.add(LOOP, Ref(builder.add(RANGE, 1)))
+    weight = builder.add(PARAMETER, "0", "weight", block=loop)
+    value = builder.add(handed_out, Ref(builder.add(END, Ref(loop))), Ref(weight))
+    if handed_out == COLLECT:
+        value = builder.add("operator.getitem", Ref(value), 0)
+    save = builder.add("save", Ref(value))
+    before = _weights(net)
+    got = run_graph(builder.graph(s=save), {"x": x}, net)["s"]
+    assert got.data_ptr() != net[0].weight.data_ptr()
+    builder.add("Tensor.add_", Ref(value), 1.0)
+    with pytest.raises(InvalidGraph, match="would change a parameter"):
+        run_graph(builder.graph(), {"x": x}, net)
+    assert all(map(torch.equal, before, net.state_dict().values()))
+
+
+def test_weight_in_a_list_that_a_module_writes_into(x, builder):
+    """A module that is given a list with a weight in it gets a copy of the weight."""
+
+    class Writes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+
+        def forward(self, entries):
+            return entries[0].add_(1) if isinstance(entries, list) else entries
+
+    model = Writes()
+    entries = builder.add(LIST, Ref(builder.add(PARAMETER, "", "weight")))
+    other = builder.add(FORWARD, Ref(entries))
+    save = builder.add("save", Ref(builder.add("model.output", Ref(other), "")))
+    assert torch.equal(run_graph(builder.graph(s=save), {"x": x}, model)["s"], torch.ones(2))
+    assert torch.equal(model.weight, torch.zeros(2))
+
+
+def test_switch_inside_of_a_forward_cannot_be_thrown(x, builder):
+    """What decides how a module runs, such as whether batch statistics are updated, is not data."""
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(x.shape[1])).eval().requires_grad_(requires_grad=False)
+    builder.add("model.set_output", Ref(0), "0:bn_training_1", True)
+    builder.add("save", Ref(builder.add("model.output", Ref(0), "0")))
+    before = _weights(model)
+    with pytest.raises(InvalidGraph, match="a bool cannot be set"):
+        run_graph(builder.graph(), {"x": x}, model)
+    assert all(map(torch.equal, before, model.state_dict().values()))

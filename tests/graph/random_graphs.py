@@ -173,3 +173,67 @@ def _nodes(draw, index):
         kwargs = {"generator": Seed(1)}
     block = draw(st.none() | st.none() | st.integers(0, index))
     return Node(index, op, tuple(args), kwargs, None, block)
+
+
+@st.composite
+def programs(draw):
+    """A valid graph: operations on what is there, some in conditionals and loops; whether they suit their values is chance."""
+    builder = GraphBuilder()
+    forward = builder.add("model.forward", TensorRef("x"))
+    output, weight = builder.add("model.output", Ref(forward), "fc"), builder.add("model.parameter", "fc", "weight")
+    values = [output, output, output, weight]
+    saved = {}
+    for _ in range(draw(st.integers(1, 6))):
+        block, inner = draw(_opened(builder, values)), list(values)
+        for _ in range(draw(st.integers(1, 2))):
+            inner.append(draw(_operation(builder, inner, block)))
+        if block is not None and builder.nodes[block].op == "control.loop":
+            end = builder.add("control.end", Ref(block))
+            values.append(
+                builder.add(draw(st.sampled_from(["control.final", "control.collect"])), Ref(end), Ref(inner[-1]))
+            )
+        elif block is not None:
+            values.append(builder.add("control.merge", Ref(block), Ref(inner[-1]), Ref(inner[0])))
+        else:
+            values += inner[len(values) :]
+        save = builder.add("save", Ref(values[-1]))
+        saved[f"s{save}"] = save
+    return builder.build(saved, ModelIdentity(id="m"))
+
+
+@st.composite
+def _opened(draw, builder, values):
+    """A block that has just been opened, or none."""
+    match draw(st.sampled_from(["none", "none", "none", "if", "loop"])):
+        case "if":
+            return builder.add("control.if", draw(st.sampled_from([True, False, Ref(values[0])])))
+        case "loop":
+            return builder.add("control.loop", draw(st.sampled_from([Ref(values[0]), (1, 2), []])))
+
+
+@st.composite
+def _operation(draw, builder, values, block):
+    ref = st.sampled_from(values).map(Ref)
+    few = ref | ref | _numbers | st.sampled_from([0.5, True, (0, 1), (), slice(0, 1, None), ..., "a b -> b a", "mean"])
+    op = draw(
+        st.one_of(
+            st.sampled_from(sorted(ALLOWED - PROTOCOL)),
+            st.sampled_from(
+                ["operator.getitem", "operator.add", "operator.mul", "attribute", "operator.setitem", "container.list"]
+            ),
+            st.sampled_from(
+                ["Tensor.zero_", "Tensor.view", "Tensor.sum", "Tensor.unbind", "operator.iadd", "container.append"]
+            ),
+        )
+    )
+    kwargs = {"generator": Seed(1)} if op in RANDOM else {}
+    match op:
+        case "attribute":
+            args = (draw(ref), draw(st.sampled_from(sorted(ATTRIBUTES | FIELDS))))
+        case "operator.setitem":
+            args = (draw(ref), draw(few), draw(few))
+        case "container.append":
+            args = (draw(ref), draw(few))
+        case _:
+            args = (draw(ref), *draw(st.lists(few, max_size=1) | st.lists(few, max_size=2)))
+    return builder.add(op, *args, block=block, **kwargs)

@@ -7,6 +7,7 @@ shapes, and float32 sums come out in another order: `CLOSE` says by how much.
 import pytest
 import torch
 
+from nnsight_hpc import NNsight
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
 from tests.oracle.hooks import changed, counting, seeing
 
@@ -345,3 +346,33 @@ def test_gather_over_invokes(any_model):
         together = torch.cat(rows).mean(0).save()
     expected = _seen(any_model, torch.cat(batch)).output(any_model.path(1)).mean(0)
     close(together, expected)
+
+
+@pytest.mark.parametrize("how", ["set", "in place"])
+def test_rows_set_where_modules_hand_on_one_tensor(how):
+    """A set in an invoke does not write into what an earlier module gave, though that module's tensor is handed on as it is.
+
+    A change in place of it does, as it does in PyTorch, for values that are computed later.
+    """
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Identity(), torch.nn.Linear(3, 3)).requires_grad_(
+        requires_grad=False
+    )
+    model, batch, saved = NNsight(net), torch.randn(2, 4, 3), []
+    with model.trace() as tracer:
+        for index in range(2):
+            with tracer.invoke(batch[index]):
+                first = model[0].output
+                saved.append(first.save())
+                if index:
+                    if how == "set":
+                        model[1].output = model[1].output * 2
+                    else:
+                        model[1].output[:] = 0
+                saved.append((model[2].output - first).save())
+    hidden = [net[0](each) for each in batch]
+    standing = [hidden[1], hidden[1] * 2] if how == "set" else [hidden[1] * 0, hidden[1] * 0]
+    close(saved[0], hidden[0])
+    close(saved[1], net[2](hidden[0]) - hidden[0])
+    close(saved[2], hidden[1])
+    close(saved[3], net[2](standing[1]) - standing[0])

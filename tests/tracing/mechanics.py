@@ -26,7 +26,7 @@ def _module(name, path=None, **names):
 
 class Recorder:
     def __init__(self):
-        self.nodes, self.block, self.bound = [], None, []
+        self.nodes, self.block, self.bound, self.shadow = [], None, [], None
         self.builder = SimpleNamespace(nodes=self.nodes)
 
     def record(self, op, *args):
@@ -36,6 +36,10 @@ class Recorder:
 
     def save(self, value):
         return self.record("save", value).node
+
+    def in_loop(self, node):
+        block = None if node.block is None else self.nodes[node.block]
+        return block is not None and (block.op == "control.loop" or self.in_loop(block))
 
     @contextmanager
     def inside(self, value):

@@ -64,9 +64,10 @@ def recorded(body, results, scale=1.0, extra=None):
 
 
 def same(one, other):
-    """Whether two results are equal, tensors entry by entry; a tuple of the worker may be a list."""
+    """Whether two results are equal, tensors entry by entry, nan being nan; a tuple of the worker may be a list."""
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+        one, other = torch.as_tensor(one), torch.as_tensor(other)
+        return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
     if isinstance(one, list | tuple):
         return isinstance(other, list | tuple) and len(one) == len(other) and all(map(same, one, other))
     return one == other

@@ -68,6 +68,68 @@ def test_list_filled_in_branches(scale):
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("outer", [True, False])
+def test_list_filled_in_one_branch(taken, outer):
+    """A list that only one branch appends to, once, has the entry if that was taken, and else none."""
+    kept = []
+    alias = kept
+    with MODEL.trace(INPUTS):
+        if not outer:
+            kept = []
+        t = MODEL[1].output.sum()
+        if t * 0 > (-1 if taken else 1):
+            kept.append((t + 1).save())
+    assert kept == ([HIDDEN.sum() + 1] if taken else [])
+    assert alias == (kept if outer else [])
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_list_of_before_filled_in_branches(scale):
+    """Lists have entries as they were where they were saved, before the branch or in it, and by `+=` as well."""
+    found, added, earlier = [], [], []
+    with MODEL.trace(INPUTS * scale):
+        h = MODEL[1].output.clone()
+        first = h[0].clone().save()
+        earlier.append((h * 2).save())
+        if h[0, 0] > 0:
+            found.append(first)
+            added += [h.save()]
+            earlier.append((h * 3).save())
+            h[:] = 0
+    hidden = MODEL.module(INPUTS * scale)
+    taken = bool(hidden[0, 0] > 0)
+    assert [len(found), len(added), len(earlier)] == ([1, 1, 2] if taken else [0, 0, 1])
+    expected = [hidden[0], hidden, hidden * 2, hidden * 3] if taken else [hidden * 2]
+    assert all(map(torch.equal, [*found, *added, *earlier], expected))
+
+
+def test_saved_list_of_before_that_is_changed_later():
+    """An entry of before the branch that is saved and then changed in place is in the list as it was saved."""
+    found = []
+    with MODEL.trace(INPUTS):
+        h = MODEL[1].output.clone()
+        found.append(h.save())
+        if h[0, 0] < 9:
+            found.append((h + 1).save())
+        h[:] = 0
+    assert all(map(torch.equal, found, [HIDDEN, HIDDEN + 1]))
+
+
+def test_list_of_one_pass():
+    """A list that a loop over a value makes anew in each pass does not stop the trace."""
+    with MODEL.trace(INPUTS):
+        total = 0
+        for row in MODEL[1].output:
+            items = []
+            if row[0] < 9:
+                items.append(row.save())
+                items.append((row * 2).save())
+            total = total + items[1]
+        total = total.save()
+    assert torch.equal(total, (HIDDEN * 2).sum(0))
+
+
 def test_list_filled_in_a_loop():
     """A list of before the block, filled and saved in a loop over a value, is the same list and has an entry each pass."""
     found, more, last = [], [torch.zeros(1)], None

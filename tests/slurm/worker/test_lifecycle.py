@@ -14,7 +14,7 @@ from nnsight_hpc.wire.messages import Orders
 from tests.slurm.worker.graphs import capture_frame
 from tests.slurm.worker.stand_in import wait_for
 
-LONG = 9000  # forwards: far longer than any test waits
+LONG = 2500  # forwards: they take longer than a worker may take to end
 
 
 def test_usr2_ends_an_idle_worker_within_a_second(bench):

@@ -41,6 +41,15 @@ def test_a_worker_says_who_it_is_and_what_it_holds(resident, tiny_llama):
     assert states[0] == "LOADING"
 
 
+def test_a_worker_hands_out_its_models_small_files(resident, tiny_llama):
+    """Config and tokenizer lie where the daemon finds them, as they are in the model's folder; weights do not."""
+    copy = resident.places.model_copy("w1")
+    files = {path.name: path.read_bytes() for path in copy.iterdir()}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= files.keys()
+    assert files == {name: (tiny_llama / name).read_bytes() for name in files}
+    assert not [name for name in files if name.endswith(".safetensors")]
+
+
 def test_a_result_equals_a_plain_hook(resident, hidden):
     """The saved value is bit for bit what a PyTorch hook sees."""
     request = resident.daemon.submit(capture_frame())

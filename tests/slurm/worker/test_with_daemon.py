@@ -134,7 +134,7 @@ def test_the_whole_life_with_the_real_daemon(cluster_of_one):
     assert cluster.until(after, "COMPLETED", "FAILED").state == "COMPLETED"
     assert _worker(cluster) == worker
 
-    cancelled = cluster.put(capture_frame(forwards=9000))
+    cancelled = cluster.put(capture_frame(forwards=2500))
     cluster.until(cancelled, "RUNNING")
     cluster.http.call("DELETE", f"/v1/requests/{cancelled}")
     cluster.until(cancelled, "CANCELLED")
