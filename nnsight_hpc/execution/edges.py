@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.execution.points import AT_A_MODULE, SETTERS, Point
 from nnsight_hpc.execution.sharing import changes_container
 from nnsight_hpc.graph.build import BACKWARD, COLLECT, FINAL, INVOKE, PARAMETER, READ_GRAD, SET_GRAD
+from nnsight_hpc.graph.limits import MAX_WORK
 from nnsight_hpc.graph.nodes import refs_in
 from nnsight_hpc.graph.operations import IN_PLACE
 from nnsight_hpc.wire.errors import InvalidGraph
@@ -108,7 +109,7 @@ def due_of(scope: Scope, written: Mapping[int, frozenset[int]]) -> tuple[dict[Po
     passed: dict[int, int] = {}  # of each memory the last forward that the program is past
     due: dict[Point, list[int]] = defaultdict(list)
     after: dict[int, int] = {}
-    over = _over(scope)
+    over, work = _over(scope), 0
     parameters = set(map(scope.memory, scope.having(PARAMETER)))
     for number in scope.here:
         if point := scope.point(number):
@@ -121,6 +122,9 @@ def due_of(scope: Scope, written: Mapping[int, frozenset[int]]) -> tuple[dict[Po
             for point in [p for p in points[block] if over[p.forward] <= number]:
                 del points[block][point]
                 passed[block] = max(point.forward, passed.get(block, point.forward))
+            work += len(points[block])
+            if work > MAX_WORK:
+                raise InvalidGraph("the graph is too entangled", why="too many points and changes of one memory")
             for point in points[block]:
                 due[point].append(number)
             if block in passed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import CALL, FORWARDS
@@ -32,6 +33,35 @@ def explained(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], error:
         why=f"in {node.op}({_described(args, kwargs)}){module}",
         exception=known,
     )
+
+
+def in_the_model(  # noqa: PLR0917 - called in one place
+    forward: Node,
+    last_set: Node | None,
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    error: Exception,
+) -> HpcError:
+    """What the model itself raised, with the module that did; shown at the last change before it, which may be the cause."""
+    explanation = explained(forward, args, kwargs, error)
+    if explanation is error:
+        return explanation
+    path = _raised_in(model, error)
+    explanation.why = f"in the model's own {f'module {path}' if path else 'forward'}; {explanation.why}"
+    if last_set is not None and last_set.source is not None:
+        explanation.why += f"\nthe forward: {explanation.where}"
+        explanation.where = str(last_set.source)
+        explanation.next = "the last change before the error is shown; validate=True checks the shapes of all changes"
+    return explanation
+
+
+def _raised_in(model: torch.nn.Module, error: Exception) -> str:
+    """The path of the innermost module of the model whose forward an error came through."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    owners = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "forward"]
+    names = {id(module): name for name, module in model.named_modules()}
+    return next((names[id(owner)] for owner in reversed(owners) if id(owner) in names), "")
 
 
 def too_late(node: Node, point: Point, schedule: Schedule, done: Sequence[int]) -> InvalidGraph:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from nnsight_hpc.execution.failures import explained
+from nnsight_hpc.execution.failures import explained, in_the_model
 from nnsight_hpc.execution.source import instrumented
 from nnsight_hpc.execution.stops import Stop, Visits
 from nnsight_hpc.graph.build import GENERATE
+from nnsight_hpc.graph.nodes import map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,11 @@ class _Left(BaseException):
     """Leaves the forward early. Not an `Exception`: a model that catches those must not swallow it."""
 
 
+def unshared(value: Any) -> Any:
+    """A value inside of a forward with lists and dicts of its own: those there may be the model's, and last."""
+    return map_leaves(value, lambda leaf: leaf) if type(value) in (list, dict, tuple) else value
+
+
 class Moment(Protocol):
     """What stands at the place that the model is at."""
 
@@ -42,13 +48,16 @@ class Moment(Protocol):
 class Before:
     """The arguments of a module that is about to run. ``input`` is the first positional one, or else the first keyword's."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, within: bool = False) -> None:
         self.args, self.kwargs = args, kwargs
+        self._within = within
         self.changed = False
         self.skipped: list[Any] = []
         self.skipped_rows: list[tuple[Rows, Any]] = []
 
     def get(self, kind: str) -> Any:
+        if self._within and kind == "inputs":
+            return unshared((self.args, self.kwargs))
         if kind == "inputs":
             return self.args, self.kwargs
         return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
@@ -81,7 +90,7 @@ class After:
         self.changed = False
 
     def get(self, _kind: str) -> Any:
-        return self.output
+        return unshared(self.output) if self._within else self.output
 
     def set(self, _kind: str, value: Any) -> None:
         if value is None and not self._within:
@@ -107,9 +116,7 @@ class _Interleaver:
 
     def go(self) -> None:
         run, step = self._run, self._run.schedule.step_of(self._forward)
-        args, kwargs = run.own_arguments(step)
-        if self._forward in run.schedule.exposed:
-            args, kwargs = run.shared.weights.apart((args, dict(kwargs)))
+        args, kwargs = self._arguments(step)
         with ExitStack() as stack:
             stack.callback(self._remove)
             for path, operations in self._modules.items():
@@ -126,6 +133,17 @@ class _Interleaver:
                 pass
         if not self._left_to_see():
             run.leave_forward(self._stops)
+
+    def _arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with: nothing that somebody else may read."""
+        run = self._run
+        try:
+            args, kwargs = run.own_arguments(step)
+            if self._forward in run.schedule.exposed:
+                args, kwargs = run.shared.weights.apart((args, dict(kwargs)))
+        except (ValueError, RecursionError) as error:
+            raise explained(step.node, (), {}, error) from None
+        return args, kwargs
 
     def _left_to_see(self) -> bool:
         """Whether a stop is outstanding on which something depends that is seen outside."""
@@ -148,7 +166,7 @@ class _Interleaver:
                     torch.manual_seed(seed)
                 return module.generate(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - what the model raises is the user's to see
-            raise explained(step.node, args, kwargs, error) from None
+            raise in_the_model(step.node, self._run.last_set, module, args, kwargs, error) from None
 
     def _hook(self, path: str, operations: Sequence[str], stack: ExitStack) -> None:
         """Put hooks on one module, and on operations inside of its forward."""
@@ -157,7 +175,7 @@ class _Interleaver:
             stack.enter_context(instrumented(module, operations, self._operation(path, operations)))
         skipped, rows = [], []  # type: list[Any], list[tuple[Rows, Any]]
         if visits.instead:
-            stack.enter_context(_replaceable(module, skipped))
+            stack.enter_context(_replaceable(module, skipped, self._elsewhere))
         if visits.before or visits.instead:
             before = self._before(visits, skipped, rows)
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -199,7 +217,7 @@ class _Interleaver:
         def operation(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self._elsewhere():
                 return function(*args, **kwargs)
-            visits, call, moment = self._visits[f"{path}:{name}"], next(calls[name]), Before(args, kwargs)
+            visits, call, moment = self._visits[f"{path}:{name}"], next(calls[name]), Before(args, kwargs, within=True)
             self._begin(visits, call, moment)
             after = After(moment.skipped[0] if moment.skipped else function(*moment.args, **moment.kwargs), within=True)
             for rows, value in moment.skipped_rows:
@@ -234,12 +252,12 @@ _NONE = Visits()
 
 
 @contextmanager
-def _replaceable(module: torch.nn.Module, skipped: list[Any]) -> Iterator[None]:
-    """While it lasts, the module returns what is in `skipped`, if anything, instead of running."""
+def _replaceable(module: torch.nn.Module, skipped: list[Any], elsewhere: Callable[[], bool]) -> Iterator[None]:
+    """While it lasts, the module returns what is in `skipped`, if anything, instead of running; not for calls `elsewhere`."""
     forward = module.forward
 
     def instead(*args: Any, **kwargs: Any) -> Any:
-        return skipped.pop() if skipped else forward(*args, **kwargs)
+        return skipped.pop() if skipped and not elsewhere() else forward(*args, **kwargs)
 
     own = "forward" in vars(module)
     module.forward = instead

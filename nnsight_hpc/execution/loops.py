@@ -38,6 +38,8 @@ class Loop:
         Body's own nodes: the item of a pass; variables that go from pass to pass, with what they start from; what each is next.
     own
         A node of the loop to the body's own.
+    collected
+        Body's own nodes whose values of all passes are wanted.
     changed
         The nodes of outside whose values the body changes in place.
     saves
@@ -55,6 +57,7 @@ class Loop:
     carried: dict[int, Any]
     following: dict[int, tuple[int, ...]]
     own: dict[int, int]
+    collected: tuple[int, ...]
     changed: tuple[int, ...]
     saves: dict[int, int]
     nested: frozenset[int]
@@ -73,7 +76,9 @@ def bodies(graph: Graph) -> dict[int, tuple[int, ...]]:
     return {node_id: loops for node_id, loops in inside.items() if loops}
 
 
-def body_of(graph: Graph, start: int, body: list[int], handed_out: list[int], memory: Memory) -> Loop:
+def body_of(  # noqa: PLR0917 - called in one place
+    graph: Graph, start: int, body: list[int], handed_out: list[int], collected: list[int], memory: Memory
+) -> Loop:
     """The loop that begins with node `start` and has the nodes `body`; `memory` is that of the values outside."""
     from nnsight_hpc.execution.schedule import compile_graph  # noqa: PLC0415 - a loop's body is scheduled like a graph
 
@@ -89,10 +94,11 @@ def body_of(graph: Graph, start: int, body: list[int], handed_out: list[int], me
     )
     carried = {own[node.id]: node.args[1] for node in nodes if node.op == CARRIED and node.args[0].id == start}
     items = tuple(own[node.id] for node in nodes if node.op == ITEM and node.args[0].id == start)
-    following = {
-        variable: tuple(own[node.id] for node in nodes if node.op == NEXT and own[node.args[0].id] == variable)
-        for variable in carried
-    }
+    nexts: dict[int, list[int]] = defaultdict(list)
+    for node in nodes:
+        if node.op == NEXT:
+            nexts[own[node.args[0].id]].append(own[node.id])
+    following = {variable: tuple(nexts[variable]) for variable in carried}
     wanted = [own[node_id] for node_id in handed_out] + [node_id for ids in following.values() for node_id in ids]
     sources: dict[int, tuple[int, ...]] = {number: (ref,) for number, ref in given.items()}
     sources |= {node_id: tuple(refs_in(initial)) for node_id, initial in carried.items()}
@@ -112,10 +118,11 @@ def body_of(graph: Graph, start: int, body: list[int], handed_out: list[int], me
         carried=carried,
         following=following,
         own=own,
+        collected=tuple(dict.fromkeys(own[node] for node in collected)),
         changed=_changed_outside(schedule, graph_of_body, sources),
         saves={own[node.id]: node.id for node in nodes if node.op == SAVE},
         nested=frozenset(bodies(graph_of_body)),
-        shares={node_id: _from_outside(schedule, own[node_id], sources) for node_id in body},
+        shares=_from_outside(schedule, {node: own[node] for node in handed_out}, sources),
     )
 
 
@@ -147,8 +154,14 @@ def _changed_outside(schedule: Schedule, graph: Graph, sources: Mapping[int, tup
     )
 
 
-def _from_outside(schedule: Schedule, node_id: int, sources: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
-    blocks = schedule.memory.with_held(node_id)
-    return tuple(
-        dict.fromkeys(ref for given, refs in sources.items() if schedule.memory(given) in blocks for ref in refs)
-    )
+def _from_outside(
+    schedule: Schedule, handed_out: Mapping[int, int], sources: Mapping[int, tuple[int, ...]]
+) -> dict[int, tuple[int, ...]]:
+    """For what a loop hands out, the nodes of outside that it may share memory with."""
+    outside: dict[int, dict[int, None]] = defaultdict(dict)
+    for given, refs in sources.items():
+        outside[schedule.memory(given)].update(dict.fromkeys(refs))
+    return {
+        node: tuple(dict.fromkeys(ref for block in schedule.memory.with_held(own) for ref in outside.get(block, ())))
+        for node, own in handed_out.items()
+    }

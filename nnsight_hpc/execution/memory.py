@@ -76,7 +76,8 @@ def _of_module(module: torch.nn.Module) -> frozenset[int]:
             return memory
     parts = [*module.modules()]
     tables = [table for part in parts for table in (part._parameters, part._buffers, part._modules)]  # noqa: SLF001
-    memory = memory_of([*module.parameters(), *module.buffers()])
+    plain = [value for part in parts for value in vars(part).values() if type(value) in (torch.Tensor, list, tuple)]
+    memory = memory_of([*module.parameters(), *module.buffers(), *plain])
     _known[module] = (tables, _addresses(tables), memory)
     return memory
 

@@ -14,7 +14,7 @@ from nnsight_hpc.execution.fake import Shadow
 from nnsight_hpc.graph.build import FORWARDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -24,9 +24,17 @@ if TYPE_CHECKING:
 
 def check_order(schedule: Schedule, tensors: Mapping[str, torch.Tensor], module: torch.nn.Module) -> None:
     """Raise `InvalidGraph`, naming both modules, where what happens at one point needs a value of a later one."""
+    if not schedule.crossings or module in schedule.in_order:
+        return
+    places: dict[int, dict[tuple[str, str, int], int]] = {}
     for node, point, needed in schedule.crossings:
-        if _may_come_later(needed, point, module) and _comes_later(needed, point, schedule, tensors, module):
+        if not _may_come_later(needed, point, module):
+            continue
+        if point.forward not in places:
+            places[point.forward] = _places(point.forward, schedule, tensors, module)
+        if _comes_later(needed, point, places[point.forward]):
             raise out_of_order(schedule.step_of(node).node, point, needed)
+    schedule.in_order.add(module)
 
 
 def _may_come_later(needed: Point, point: Point, module: torch.nn.Module) -> bool:
@@ -49,29 +57,27 @@ def _parts(path: str) -> list[str]:
     return path.partition(":")[0].split(".") if path else []
 
 
-def _comes_later(
-    needed: Point, point: Point, schedule: Schedule, tensors: Mapping[str, torch.Tensor], module: torch.nn.Module
-) -> bool:
+def _comes_later(needed: Point, point: Point, places: Mapping[tuple[str, str, int], int]) -> bool:
     """Whether a run on fake tensors comes to `needed` after `point`."""
-    try:
-        places = list(_places(point.forward, schedule, tensors, module))
-    except Exception:  # noqa: BLE001 - what is wrong with it the run will say
-        return False
-    where = {place: number for number, place in enumerate(places)}
     later, earlier = (
-        where.get((p.module, "output" if p.kind == "output" else "inputs", p.call)) for p in (needed, point)
+        places.get((p.module, "output" if p.kind == "output" else "inputs", p.call)) for p in (needed, point)
     )
     return later is not None and earlier is not None and later > earlier
 
 
 def _places(
     forward: int, schedule: Schedule, tensors: Mapping[str, torch.Tensor], module: torch.nn.Module
-) -> Iterator[tuple[str, str, int]]:
+) -> dict[tuple[str, str, int], int]:
+    """The points of a forward with their order in a run on fake tensors; none where there can be no such run."""
     shadow = Shadow(module, strict=False)
     step = schedule.step_of(forward)
-    for node_id in (*([] if not step.needs else range(forward)), forward):
-        if (earlier := schedule.steps[node_id]) and (node_id == forward or earlier.node.op not in FORWARDS):
-            shadow.node(earlier.node, tensors)
-    passage = shadow.passage(forward)
-    if passage is not None and passage.recording is not None:
-        yield from passage.recording.points
+    try:
+        for number in (*([] if not step.needs else range(forward)), forward):
+            if (earlier := schedule.steps[number]) and (number == forward or earlier.node.op not in FORWARDS):
+                shadow.node(earlier.node, tensors)
+        passage = shadow.passage(forward)
+    except Exception:  # noqa: BLE001 - what is wrong with it the run will say
+        return {}
+    if passage is None or passage.recording is None:
+        return {}
+    return {place: number for number, place in enumerate(passage.recording.points)}

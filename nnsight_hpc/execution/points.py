@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,9 +93,9 @@ def _backward_of(node: Node, backwards: list[int]) -> int:
     named = node.kwargs.get("backward")
     if named is not None:
         return int(named.id)
-    for backward in backwards:
-        if backward > node.id:
-            return backward
+    following = bisect_right(backwards, node.id)
+    if following < len(backwards):
+        return backwards[following]
     raise InvalidGraph(
         "there is no backward pass for this gradient",
         where=str(node.source or f"node {node.id}"),

@@ -137,6 +137,31 @@ def _in_pieces(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _CUTTING = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
+
+
+def _divided(name: str, divide: Callable[..., Any]) -> Callable[..., Any]:
+    """A division that does not end the process: the CPU traps where the smallest integer is divided by -1."""
+
+    def call(value: Any, other: Any, /, **options: Any) -> Any:
+        whole = isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex())
+        if whole and options.get("rounding_mode") == "trunc" and bool((torch.as_tensor(other) == -1).any()):
+            raise ValueError(f"{name} of integers by -1 with rounding_mode='trunc': use -x")
+        return divide(value, other, **options)
+
+    return call
+
+
+def _power(power: Callable[..., Any]) -> Callable[..., Any]:
+    def call(value: Any, exponent: int, /) -> Any:
+        if not isinstance(exponent, int) or abs(exponent) > _MOST_FACTORS:
+            raise ValueError(f"the exponent of a matrix power is an integer up to {_MOST_FACTORS} here")
+        return power(value, exponent)
+
+    return call
+
+
+_DIVISIONS = ("div", "divide")
+_MOST_FACTORS = 1_000_000
 _OWN: dict[str, Callable[..., Any]] = {
     "attribute": attribute,
     "operator.getitem": get_item,
@@ -144,6 +169,11 @@ _OWN: dict[str, Callable[..., Any]] = {
     "Tensor.type": _type,
     "Tensor.tolist": _tolist,
     "einops.reduce": _reduce,
+    "torch.matrix_power": _power(torch.matrix_power),
+    "torch.linalg.matrix_power": _power(torch.linalg.matrix_power),
+    "Tensor.matrix_power": _power(_method("matrix_power")),
+    **{f"torch.{name}": _divided(name, getattr(torch, name)) for name in _DIVISIONS},
+    **{f"Tensor.{name}{end}": _divided(name, _method(name + end)) for name in _DIVISIONS for end in ("", "_")},
     "torch.tensor": lambda numbers, **kwargs: torch.tensor(within(numbers), **kwargs),
     "torch.as_tensor": lambda numbers, **kwargs: torch.as_tensor(within(numbers), **kwargs),
     "Tensor.new_tensor": lambda value, numbers, **kwargs: _method("new_tensor")(value, within(numbers), **kwargs),

@@ -54,6 +54,7 @@ _EFFECTS = IN_PLACE | {"model.set_input", "model.set_inputs", "model.set_output"
 """What must not be left out in silence when it gets a value that was never made."""
 _WALK = frozenset({*SETS.values(), SKIP, SAVE, MERGE, LOG, CALL, APPLY})
 """What walks through nested lists, which may be endless although they are small."""
+_NOT_RUN = Absent("its block was not run")
 _TAKE_ABSENT = frozenset({MERGE, SAVE, APPEND, END, FINAL, COLLECT, LOG})
 
 
@@ -99,13 +100,13 @@ def run_graph(
         raise InvalidGraph(
             f"the tensor {missing[0]!r} of the graph is missing", why="it is not among the tensors given"
         )
-    gradients = bool(schedule.backwards) or any(tensor.requires_grad for tensor in tensors.values())
+    gradients = schedule.gradients or any(tensor.requires_grad for tensor in tensors.values())
     with torch.set_grad_enabled(gradients):
         shared = Shared(module, tensors, cancelled, log, functions, gradients)
         run = Run(schedule, shared, guard)
         check_order(schedule, shared.tensors, module)
         run.go()
-    return {name: run.saved[node] for name, node in graph.saves.items()}
+    return {name: run.saved.get(node, _NOT_RUN) for name, node in graph.saves.items()}
 
 
 class Run:
@@ -142,6 +143,8 @@ class Run:
         self._careful = shared.cancelled is not None or guard is not None or bool(schedule.guarded)
         """Whether there is more to a node than to run it: it may be cancelled, checked or left out."""
         self._in_backward = False
+        self.last_set: Node | None = None
+        """The last change of what the model goes on with."""
         for path, node in schedule.parts.items():
             shared.parts[path] = find_module(shared.module, path, node)
 
@@ -349,6 +352,7 @@ class Run:
         if node.op in _READS:
             value = moment.get(point.kind)
             return value if rows is None else rows.cut(value, self.shared.note_whole if self.shared.gradients else None)
+        self.last_set = node
         new = self.shared.weights.apart(args[1]) if step.hands_over else args[1]
         if rows is None:
             moment.set(point.kind, new)

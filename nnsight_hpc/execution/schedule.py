@@ -8,8 +8,9 @@ it in the program. Independent nodes need no order of their own, so an earlier l
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from nnsight_hpc.execution.edges import due_of, edges_of, needs_of, written_in
 from nnsight_hpc.execution.forwards import crossings, in_order, observed
@@ -41,7 +42,13 @@ from nnsight_hpc.wire.errors import InvalidGraph
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import torch
+
     from nnsight_hpc.graph.nodes import Graph, Node
+
+
+_BEGINS = "Tensor.requires_grad_"
+"""What makes a value differentiable in place, and changes nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,14 @@ class Schedule:
         The moments at which the model is looked at.
     backwards
         For each backward pass the nodes whose gradients are read or set in it.
+    gradients
+        Whether the graph asks for gradients at all.
     guarded
         For each conditional, the nodes of its block that wait for a point.
     copies
         Saves that copy: of what the model itself holds, where it may write again, and of what the graph changes in place.
+    overwritten
+        Those of them that copy because the graph changes what they save.
     loops
         The loops by their last nodes.
     memory
@@ -86,6 +97,8 @@ class Schedule:
         Forwards of whose batch some nodes see some rows only.
     exposed
         Forwards that are given memory which somebody else may read: a constant that is used twice, a part of the model.
+    in_order
+        The models whose order of modules is known to suit the crossings.
     """
 
     places: Places
@@ -99,13 +112,16 @@ class Schedule:
     forwards: tuple[int, ...]
     stops: Stops
     backwards: dict[int, tuple[int, ...]]
+    gradients: bool
     guarded: dict[int, tuple[int, ...]]
     copies: frozenset[int]
+    overwritten: frozenset[int]
     loops: dict[int, Loop]
     memory: Memory
     crossings: tuple[tuple[int, Point, Point], ...]
     divided: frozenset[int]
     exposed: frozenset[int]
+    in_order: WeakSet[torch.nn.Module] = field(default_factory=WeakSet)
 
     def step_of(self, node_id: int) -> Step:
         """The node with that number, which runs here."""
@@ -151,8 +167,12 @@ def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Itera
         forwards=in_order(scope, at, due, edges),
         stops=stops,
         backwards=backwards,
+        gradients=bool(backwards or scope.having(_BEGINS)),
         guarded=_guarded(scope),
         copies=_copies(scope, of_model.union(*written.values())),
+        overwritten=_copies(
+            scope, {block for number, blocks in written.items() if scope.node(number).op != _BEGINS for block in blocks}
+        ),
         loops=scope.loops,
         memory=scope.memory,
         crossings=tuple(crossings(scope, due, edges)),
@@ -246,17 +266,22 @@ def _exposed(scope: Scope, of_model: set[int]) -> frozenset[int]:
     )
 
 
-def _loops(graph: Graph, inside: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, list[int], list[int]]]:
-    """For the last node of each loop that is not inside another: its first, its body, and the nodes that are handed out."""
+def _loops(
+    graph: Graph, inside: Mapping[int, tuple[int, ...]]
+) -> dict[int, tuple[int, list[int], list[int], list[int]]]:
+    """For the last node of each loop that is not inside another: its first, its body, what is handed out, and collected."""
     body: dict[int, list[int]] = defaultdict(list)
     for node_id, loops in inside.items():
         body[loops[-1]].append(node_id)
     handed_out: dict[int, list[int]] = defaultdict(list)
+    collected: dict[int, list[int]] = defaultdict(list)
     for node in graph.nodes:
         if node.op in (FINAL, COLLECT):
             handed_out[node.args[0].id].append(node.args[1].id)
+        if node.op == COLLECT:
+            collected[node.args[0].id].append(node.args[1].id)
     ends = (node for node in graph.nodes if node.op == END and node.id not in inside)
-    return {node.id: (node.args[0].id, body[node.args[0].id], handed_out[node.id]) for node in ends}
+    return {end.id: (end.args[0].id, body[end.args[0].id], handed_out[end.id], collected[end.id]) for end in ends}
 
 
 def _shared_by_loops(graph: Graph, loops: Mapping[int, Loop]) -> dict[int, Iterable[int]]:

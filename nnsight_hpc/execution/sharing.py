@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.execution.points import SETTERS
 from nnsight_hpc.graph.build import APPEND, DICT, LIST, LOOP, MERGE, NEXT, READS, SET_GRAD
+from nnsight_hpc.graph.limits import MAX_WORK
 from nnsight_hpc.graph.nodes import refs_in
 from nnsight_hpc.graph.operations import FACTS, IN_PLACE, PROTOCOL, VIEWS
+from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,6 +39,7 @@ class Memory:
         self._parent = list(range(len(graph.nodes)))
         self._held: list[tuple[int, int]] = []  # container, what it holds
         self._closed: dict[int, frozenset[int]] = {}
+        self._work = 0
         standing: dict[Point, list[tuple[tuple[int, int] | None, int]]] = defaultdict(list)
         for node in graph.nodes:
             for ref in also[node.id] if node.id in also else _shares_with(node, graph):
@@ -61,6 +64,9 @@ class Memory:
                 found |= new
                 waiting += new
             self._closed[block] = frozenset(found)
+            self._work += len(found)
+            if self._work > MAX_WORK:
+                raise InvalidGraph("the graph is too entangled", why="too many lists and dicts that hold each other")
         return self._closed[block]
 
     @cached_property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from nnsight_hpc.execution.control import as_items, range_of, text_of
 from nnsight_hpc.execution.locate import find_parameter
 from nnsight_hpc.execution.loops import GIVEN
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
-Passes = tuple[dict[int, Any], list[dict[int, Any]]]
-"""What the variables of a loop start from, and the values of each pass."""
+Passes = tuple[dict[int, Any], dict[int, list[Any]]]
+"""The values of the last pass (without one, what the variables start from), and those of all passes that are collected."""
 
 
 def _save(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> Any:
     copy = node.id in run.schedule.copies
+    if run.shared.gradients and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
+        copy = node.id in run.schedule.overwritten  # the tensor itself, so that it can be differentiated by
     run.saved[node.id] = kept(args[0], copy=copy, detach=not run.shared.gradients)
     return run.saved[node.id]
 
@@ -87,13 +91,14 @@ def _log(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> None:
 def _end(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Passes | Absent:
     """Run the body of a loop once for each item."""
     loop = run.schedule.loops[node.id]
+    for save in loop.saves.values():
+        run.saved.setdefault(save, [])
     if isinstance(through := run.values[loop.start], Absent):
         return through
     initial = {variable: run.resolved(start) for variable, start in loop.carried.items()}
     outside = {own: run.values[given] for own, given in loop.given.items()}
-    carried, passes = dict(initial), []
-    for save in loop.saves.values():
-        run.saved.setdefault(save, [])
+    carried, last = dict(initial), None
+    collected: dict[int, list[Any]] = {own: [] for own in loop.collected}
     for item in as_items(through):
         body = run.run_body(loop, {**outside, **carried, **dict.fromkeys(loop.items, item)})
         for save, value in body.saved.items():
@@ -102,23 +107,25 @@ def _end(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Passes | 
         for variable, following in loop.following.items():
             made = [body.values[number] for number in following if not isinstance(body.values[number], Absent)]
             carried[variable] = made[-1] if made else carried[variable]
-        passes.append({**body.values, **carried})
-    return initial, passes
+        last = {**body.values, **carried}
+        for own, values in collected.items():
+            if not isinstance(last[own], Absent):
+                values.append(last[own])
+    return initial if last is None else last, collected
 
 
 def _final(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Any:
     ended: Passes | Absent = run.values[node.args[0].id]
     if isinstance(ended, Absent):
         return ended
-    initial, passes = ended
-    return (passes[-1] if passes else initial).get(_own(run, node), Absent("its loop made no pass"))
+    return ended[0].get(_own(run, node), Absent("its loop made no pass"))
 
 
 def _collect(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Any:
     own, ended = _own(run, node), run.values[node.args[0].id]
     if isinstance(ended, Absent):
         return ended
-    return [values[own] for values in ended[1] if not isinstance(values[own], Absent)]
+    return list(ended[1][own])
 
 
 def _own(run: Run, node: Node) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nnsight_hpc.graph.nodes import Node
 
 _MOST = 256
+_LARGE = 5_000
+"""Graphs with more nodes are not remembered: their schedules take megabytes."""
 _schedules: OrderedDict[Hashable, Schedule] = OrderedDict()
 _recent: dict[int, tuple[tuple[Node, ...], tuple[bool, str, Mapping[str, int]], Schedule]] = {}
 """Those that were asked for last, by the identity of their nodes, which are held so that it stays their own."""
@@ -38,6 +40,9 @@ def scheduled(graph: Graph, *, local: bool) -> Schedule:
     known = _recent.get(id(graph.nodes))
     if known is not None and known[0] is graph.nodes and known[1] == (local, graph.kind, graph.saves):
         return known[2]
+    if len(graph.nodes) > _LARGE:
+        validate(graph, local=local)
+        return compile_graph(graph)
     schedule = _by_structure(graph, local=local)
     if len(_recent) >= _MOST:
         _recent.clear()

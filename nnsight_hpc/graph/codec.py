@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nnsight_hpc.graph.limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER, MAX_STRING
@@ -117,8 +118,8 @@ def _parse(document: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"duplicate key {counts.most_common(1)[0][0]!r}")
     return result
 
 
@@ -201,6 +202,8 @@ def _load_complex(payload: Any, where: str, _depth: int) -> complex:
     parts = _list(payload, where)
     if len(parts) != 2 or not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
         _refuse(where, "has a complex number that is not [re, im]")
+    if any(isinstance(part, int) and abs(part) > MAX_INTEGER for part in parts):
+        _refuse(where, "has a complex number with an integer of more than 64 bits")
     return complex(_finite(float(parts[0]), where), _finite(float(parts[1]), where))
 
 

@@ -55,6 +55,7 @@ _LEFT_OUT: dict[str, str] = {
         chebyshev_polynomial_t chebyshev_polynomial_u chebyshev_polynomial_v chebyshev_polynomial_w hermite_polynomial_h
         hermite_polynomial_he laguerre_polynomial_l legendre_polynomial_p shifted_chebyshev_polynomial_t
         shifted_chebyshev_polynomial_u shifted_chebyshev_polynomial_v shifted_chebyshev_polynomial_w mvlgamma mvlgamma_
+        polygamma polygamma_ binomial
         multigammaln combinations
     """,
     "draws random numbers and takes no seed": """

@@ -5,6 +5,9 @@ MAX_NODES = 200_000
 MAX_FORWARDS = 10_000
 MAX_SAVES = 50_000
 MAX_LOOPS = 1_000
+MAX_INVOKES = 4_096
+MAX_WORK = 20_000_000
+"""So many steps may be taken to find the order of a graph; real ones take a few for each node."""
 MAX_BLOCK_DEPTH = 16
 MAX_DEPTH = 32
 MAX_STRING = 65_536

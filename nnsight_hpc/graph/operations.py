@@ -31,7 +31,7 @@ _ELEMENTWISE = _names("""
     float_power floor floor_divide fmax fmin fmod frac frexp gcd ge greater greater_equal gt hardshrink heaviside hypot i0
     igamma igammac isclose isfinite isinf isnan isneginf isposinf isreal lcm ldexp le lerp less less_equal lgamma log log10
     log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mul
-    multiply nan_to_num ne neg negative nextafter not_equal polygamma positive pow prelu rad2deg reciprocal relu remainder
+    multiply nan_to_num ne neg negative nextafter not_equal positive pow prelu rad2deg reciprocal relu remainder
     resolve_conj resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square sub subtract tan tanh true_divide
     trunc where xlogy
 """)
@@ -56,7 +56,7 @@ _SEEDED = _names("bernoulli multinomial")
 _BOTH = _ELEMENTWISE | _REDUCTIONS | _INDEXING | _ALGEBRA | _QUESTIONS | _SEEDED
 
 _SEEDED_FUNCTIONS = _SEEDED | _names("""
-    binomial normal poisson rand rand_like randint randint_like randn randn_like randperm
+    normal poisson rand rand_like randint randint_like randn randn_like randperm
 """)
 _TORCH_ONLY = _SEEDED_FUNCTIONS | _names("""
     arange as_tensor atleast_1d atleast_2d atleast_3d bartlett_window bilinear blackman_window block_diag broadcast_shapes
@@ -85,7 +85,7 @@ _IN_PLACE_METHODS = _SEEDED_IN_PLACE | _names("""
     float_power_ floor_ floor_divide_ fmod_ frac_ gcd_ ge_ greater_ greater_equal_ gt_ heaviside_ hypot_ i0_ igamma_ igammac_
     index_add_ index_copy_ index_fill_ index_put_ index_reduce_ lcm_ ldexp_ le_ lerp_ less_ less_equal_ lgamma_ log10_ log1p_
     log2_ log_ logical_and_ logical_not_ logical_or_ logical_xor_ logit_ lt_ masked_fill_ masked_scatter_ mul_ multiply_
-    nan_to_num_ ne_ neg_ negative_ nextafter_ not_equal_ polygamma_ pow_ put_ rad2deg_ reciprocal_ relu_ remainder_ renorm_
+    nan_to_num_ ne_ neg_ negative_ nextafter_ not_equal_ pow_ put_ rad2deg_ reciprocal_ relu_ remainder_ renorm_
     requires_grad_ round_ rsqrt_ scatter_ scatter_add_ scatter_reduce_ sgn_ sigmoid_ sign_ sin_ sinc_ sinh_ sqrt_ square_ sub_
     subtract_ tan_ tanh_ tril_ triu_ true_divide_ trunc_ xlogy_ zero_
 """)
@@ -117,7 +117,7 @@ _FFT = _names("""
 _SPECIAL = _names("""
     airy_ai bessel_j0 bessel_j1 bessel_y0 bessel_y1 digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammainc gammaincc
     gammaln i0 i0e i1 i1e log1p log_ndtr log_softmax logit logsumexp modified_bessel_i0 modified_bessel_i1 modified_bessel_k0
-    modified_bessel_k1 ndtr ndtri polygamma psi round scaled_modified_bessel_k0 scaled_modified_bessel_k1 sinc softmax
+    modified_bessel_k1 ndtr ndtri psi round scaled_modified_bessel_k0 scaled_modified_bessel_k1 sinc softmax
     spherical_bessel_j0 xlog1py xlogy zeta
 """)
 
@@ -254,6 +254,7 @@ VIEWS: frozenset[str] = ALLOWED & {f"{prefix}.{name}" for prefix in ("torch", "T
     "attribute",
     *(f"einops.{name}" for name in _EINOPS),
     "torch.cartesian_prod",
+    "torch.histogramdd",
     "torch.chain_matmul",
     "torch.einsum",
     "torch.linalg.diagonal",
@@ -276,7 +277,11 @@ def why_refused(op: str) -> str:
 def random_without_seed(op: str, kwargs: Mapping[str, Any]) -> str:
     """What is wrong with the keyword ``generator`` of `op`, as the end of a sentence; empty when nothing is."""
     if op in RANDOM:
-        return "" if isinstance(kwargs.get("generator"), Seed) else "draws random numbers: it needs generator=, a seed"
+        return (
+            ""
+            if isinstance(kwargs.get("generator"), Seed)
+            else "draws random numbers: it needs generator=, a seed, such as torch.Generator().manual_seed(0)"
+        )
     return "has a keyword 'generator', but draws no random numbers" if "generator" in kwargs else ""
 
 

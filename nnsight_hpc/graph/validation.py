@@ -7,13 +7,22 @@ is collected, so that one answer shows them all.
 from __future__ import annotations
 
 import re
+from itertools import islice
 from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.graph import operations
 from nnsight_hpc.graph.blocks import Blocks
-from nnsight_hpc.graph.build import APPLY, FORWARDS, LOOP, SAVE
-from nnsight_hpc.graph.limits import MAX_FORWARDS, MAX_INTEGER, MAX_LOOPS, MAX_NODES, MAX_PROBLEMS, MAX_SAVES
+from nnsight_hpc.graph.build import APPLY, FORWARDS, INVOKE, LOOP, SAVE
+from nnsight_hpc.graph.limits import (
+    MAX_FORWARDS,
+    MAX_INTEGER,
+    MAX_INVOKES,
+    MAX_LOOPS,
+    MAX_NODES,
+    MAX_PROBLEMS,
+    MAX_SAVES,
+)
 from nnsight_hpc.graph.nodes import Device, DType, Node, Ref, Seed, TensorRef, leaves
 from nnsight_hpc.graph.protocol import POINTS, WHERE, is_plain, protocol_problems
 from nnsight_hpc.wire.errors import InvalidGraph
@@ -34,12 +43,12 @@ def validate(graph: Graph, *, local: bool = False) -> None:
 
     `local` says that the graph runs in the process that recorded it, and may call its Python functions.
     """
-    problems = list(_within_limits(graph)) or list(_problems(graph, local=local))
+    problems = list(_within_limits(graph)) or list(islice(_problems(graph, local=local), MAX_PROBLEMS + 1))
     if problems:
-        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-        first = problems[0].split("\n")[0]
+        more = ["and more"] if len(problems) > MAX_PROBLEMS else []
+        first, _, line = problems[0].partition("\n")
         rest = [*problems[1:MAX_PROBLEMS], *more]
-        raise InvalidGraph(f"the graph is refused: {first}", why="\n".join([*problems[0].split("\n")[1:], *rest]))
+        raise InvalidGraph(f"the graph is refused: {first}", where=line, why="\n".join(rest))
 
 
 def _within_limits(graph: Graph) -> Iterator[str]:
@@ -49,6 +58,7 @@ def _within_limits(graph: Graph) -> Iterator[str]:
         (len(graph.nodes), MAX_NODES, "nodes"),
         (forwards, MAX_FORWARDS, "forward passes"),
         (loops, MAX_LOOPS, "loops"),
+        (sum(node.op == INVOKE for node in graph.nodes), MAX_INVOKES, "invokes"),
         (len(graph.saves), MAX_SAVES, "saved values"),
     ):
         if count > limit:
@@ -60,7 +70,7 @@ def _problems(graph: Graph, *, local: bool) -> Iterator[str]:
         yield f"its kind {graph.kind!r} is not one of {', '.join(sorted(KINDS))}"
     blocks = Blocks()
     for index, node in enumerate(graph.nodes):
-        problems = list(_node_problems(node, index, blocks, local=local))
+        problems = list(islice(_node_problems(node, index, blocks, local=local), MAX_PROBLEMS + 1))
         for problem in problems:
             yield f"node {node.id} ({repr(node.op[:80])[1:-1]}) {problem}" + (f"\n{node.source}" if node.source else "")
         blocks.add(Node(index, "refused", block=node.block) if problems else node)

@@ -20,7 +20,7 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
     Parameters
     ----------
     inputs
-        A string, a list of strings, token ids as a list, a nested list or a tensor (``[tokens]`` or
+        A string, a list of strings, token ids as a list, a nested list, a tensor or numpy array (``[tokens]`` or
         ``[prompts, tokens]``), or a mapping such as a tokenizer returns.
     tokenizer
         Needed for strings.
@@ -34,6 +34,8 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
         inputs = [inputs]
     if hasattr(inputs, "keys"):
         return _from_mapping(inputs, tokenizer)
+    if hasattr(inputs, "__array__") and not isinstance(inputs, torch.Tensor):
+        inputs = _from_numpy(inputs)
     if isinstance(inputs, torch.Tensor):
         return _from_rows(list(inputs if inputs.ndim == 2 else inputs[None]))
     if isinstance(inputs, list | tuple) and inputs and all(isinstance(item, str) for item in inputs):
@@ -46,14 +48,23 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
         )
     if isinstance(inputs, list | tuple) and inputs:
         return _from_lists(inputs)
+    if isinstance(inputs, list | tuple):
+        raise InvalidInput("there is no prompt: the list of them is empty", next="give it at least one")
     raise InvalidInput(
         f"an input of type {type(inputs).__name__} is not a prompt",
         next="give a string, a list of strings, token ids, or what a tokenizer returns",
     )
 
 
+def _from_numpy(inputs: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(inputs, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput("the token ids are not integers", why=str(error)) from None
+
+
 def _from_lists(inputs: Sequence[Any], tokenizer: Any = None) -> dict[str, torch.Tensor]:
-    rows = inputs if isinstance(inputs[0], list | tuple | torch.Tensor) else [inputs]
+    rows = inputs if isinstance(inputs[0], list | tuple) or bool(getattr(inputs[0], "ndim", False)) else [inputs]
     try:
         return _from_rows([torch.as_tensor(row, dtype=torch.int64) for row in rows], tokenizer)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -78,8 +89,14 @@ def _from_mapping(inputs: Mapping[str, Any], tokenizer: Any = None) -> dict[str,
 
 
 def _from_rows(rows: Sequence[torch.Tensor], tokenizer: Any = None) -> dict[str, torch.Tensor]:
+    if any(row.ndim != 1 for row in rows):
+        raise InvalidInput(
+            "a prompt is one row of token ids",
+            why=f"the shapes here are {[list(row.shape) for row in rows]}",
+            next="give a list of rows, or one tensor [prompts, tokens]",
+        )
     longest = max((len(row) for row in rows), default=0)
-    if any(row.ndim != 1 or not len(row) for row in rows) or not longest:
+    if not all(len(row) for row in rows) or not longest:
         raise InvalidInput("a prompt has no tokens", why=f"lengths are {[len(row) for row in rows]}")
     padding = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.full((len(rows), longest), padding, dtype=torch.int64)

@@ -28,7 +28,7 @@ class Loaded:
 def load(
     model: str,
     *,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
@@ -40,7 +40,7 @@ def load(
     model
         A folder that `save_pretrained` wrote, or the id of a model in the Hugging Face cache or hub.
     dtype
-        ``auto`` (as saved) or the name of a torch dtype.
+        ``auto`` (as saved), a torch dtype, or the name of one.
     progress
         Called with bytes of parameters loaded and in all, from the thread that calls `load`.
     kwargs
@@ -128,8 +128,8 @@ def wrap(module: torch.nn.Module, tokenizer: Any = None) -> Loaded:
     return Loaded(module, tokenizer, ModelIdentity(id=type(module).__name__))
 
 
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(found, torch.dtype):
         raise InvalidInput(f"{name!r} is not a dtype", next="use auto, bfloat16, float16 or float32")
     return found

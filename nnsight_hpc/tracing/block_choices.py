@@ -46,17 +46,18 @@ class Branch:
 
     def container(self, name: str) -> Any:
         """A list or dict that lives where the graph runs, for one that the branches change."""
-        held = names_in(sys._getframe(1), (name,))[name]  # noqa: SLF001 - the rewritten code
-        return self._containers.of_worker(held, self._recorder)
+        return self._containers.of_worker(name, sys._getframe(1), self._recorder)  # noqa: SLF001 - the rewritten code
 
     def __enter__(self) -> None:
         if not self._sides:
             self._before = names_in(sys._getframe(1), self._names)  # noqa: SLF001
+        self._containers.objects.open(sys._getframe(1))  # noqa: SLF001
         self._stack = opened(self._recorder.record(ELSE, self._condition) if self._sides else self._condition)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._sides.append(names_in(sys._getframe(1), self._names))  # noqa: SLF001
         self._stack.close()
+        self._containers.objects.close()
 
     def before(self, name: str) -> Any:
         return self._before[name]

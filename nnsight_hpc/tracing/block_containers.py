@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import APPEND, DICT, LIST, SAVE
 from nnsight_hpc.graph.nodes import Ref, refs_in
-from nnsight_hpc.tracing.block_merge import recordable, values_in
+from nnsight_hpc.tracing.block_merge import names_in, recordable, values_in
+from nnsight_hpc.tracing.block_objects import Objects
+from nnsight_hpc.tracing.block_templates import is_ours
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from nnsight_hpc.graph.nodes import Node
     from nnsight_hpc.tracing.recorder import Recorder
@@ -28,6 +31,7 @@ class Containers:
     def __init__(self) -> None:
         self._kept: list[Any] = []
         self._moved: list[tuple[Value, Any]] = []
+        self.objects = Objects()
 
     def keep(self, item: Any) -> Any:
         """``[…].save()``: its values are saved when the block ends."""
@@ -36,10 +40,21 @@ class Containers:
         self._kept.append(item)
         return item
 
-    def of_worker(self, held: Any, recorder: Recorder) -> Any:
+    def of_worker(self, name: str, frame: FrameType, recorder: Recorder) -> Any:
         """A container where the graph runs, with the entries of one of Python's; other objects themselves."""
+        held = names_in(frame, (name,))[name]
         if type(held) not in (list, dict, set):
             return held
+        code = frame.f_code
+        used = {*code.co_names, *code.co_varnames, *code.co_cellvars}
+        other = [n for n, item in names_in(frame, sorted(used - {name})).items() if item is held and not is_ours(n)]
+        if other:
+            raise InvalidInput(
+                f"the {type(held).__name__} {name!r}, which is also {other[0]!r}, is changed where a value decides",
+                where=str(users_line()),
+                why="it becomes a container where the graph runs, which only one name can stand for",
+                next=f"use one name in the block, or a copy: {name} = {name}.copy()",
+            )
         if type(held) is set or not all(map(recordable, held.values() if isinstance(held, dict) else held)):
             raise InvalidInput(
                 f"a {type(held).__name__} is changed where a value decides, and it cannot be recorded",
@@ -82,7 +97,7 @@ class Containers:
                 made.recorder.bound.append(functools.partial(_fill, held, made.recorder, made.saved))
 
     def _save(self, made: Value, held: Any, *, asked_for: bool) -> None:
-        """Save a container if it was asked for, or if one of its entries is saved."""
+        """Save a container if it was asked for, if one of its entries is saved, or if one needs no save: a plain number."""
         recorder = made.recorder
         nodes = recorder.builder.nodes
         fills = [node for node in nodes[made.node :] if node.op in _FILLS and node.args[0] == Ref(made.node)]
@@ -95,13 +110,13 @@ class Containers:
             return
         if _is_list_of(saves, fills, held) and recorder.in_loop(saves[0]) and not in_loop:
             made.saved = saves[0].id
-        elif asked_for or saves:
+        elif asked_for or saves or (held is not None and any(not [*refs_in(node.args[-1])] for node in fills)):
             _fill_with_saves(nodes, made.node, fills, saves)
             made.saved = recorder.save(made)
 
 
 def _is_list_of(saves: list[Node], fills: list[Node], held: Any) -> bool:
-    """Whether the results of one save, were it in a loop, are the container's entries."""
+    """Whether the results of one save, as those of all passes of a loop, are the container's entries."""
     once = len(saves) == 1 == len(fills) and fills[0].op == APPEND and fills[0].args[1] == saves[0].args[0]
     return once and not held and type(held) is not dict and saves[0].block == fills[0].block
 

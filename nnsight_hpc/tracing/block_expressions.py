@@ -7,8 +7,10 @@ lambda is needed, so names keep their scopes.
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any, cast
 
+from nnsight_hpc.tracing.block_names import CHANGES
 from nnsight_hpc.tracing.block_templates import RUNTIME, constant, expression
 
 _SURE = frozenset({"isinstance", "issubclass", "hasattr", "callable", "len"})
@@ -17,6 +19,8 @@ _OF_LISTS = frozenset({"list", "tuple", "sum"})
 _OF_TENSORS = frozenset({
     "stack", "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "row_stack", "column_stack", "block_diag",
 })  # fmt: skip
+_ON_THEIR_FIRST = frozenset({"setattr", "delattr", "next"})
+_IN_PLACE = re.compile(r"[a-z]\w*[a-z0-9]_")
 _DISPLAYS = (ast.List, ast.Tuple, ast.Dict, ast.ListComp, ast.DictComp)
 
 
@@ -28,6 +32,7 @@ class Expressions(ast.NodeTransformer):
         self.temporaries = 0
         self.gathers: list[str] = []
         self.containers: set[str] = set()
+        self.depth = 0
 
     def temporary(self) -> str:
         self.temporaries += 1
@@ -42,6 +47,27 @@ class Expressions(ast.NodeTransformer):
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
         return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return self._stored(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        return self._stored(node)
+
+    def _stored(self, node: ast.Attribute | ast.Subscript) -> ast.expr:
+        root = _root(node.value)
+        self.generic_visit(node)
+        if self.depth and not isinstance(node.ctx, ast.Load):
+            node.value = self._changed(node.value, root)
+        return node
+
+    def _changed(self, owner: ast.expr, root: ast.Name | None) -> ast.expr:
+        """`owner`, which the runtime refuses if it is an object of Python's that cannot be changed where a value decides."""
+        if root is None or root is owner:
+            return self.emit("RT.owner(X)", owner, X=owner)
+        return self.emit(
+            "RT.owner(X, ROOT)", owner, X=owner, ROOT=ast.copy_location(ast.Name(root.id, ast.Load()), root)
+        )
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
         if surely_plain(node) or _names_inside(node.values[1:]):
@@ -109,6 +135,22 @@ class Expressions(ast.NodeTransformer):
         return call
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
+        if not self.depth:
+            return self._called(node)
+        if isinstance(node.func, ast.Attribute) and (node.func.attr in CHANGES or _IN_PLACE.fullmatch(node.func.attr)):
+            root = _root(node.func.value)
+            new = self._called(node)
+            if new is node:
+                node.func.value = self._changed(node.func.value, root)
+            return new
+        if _calls(node, _ON_THEIR_FIRST) and node.args:
+            root = _root(node.args[0])
+            self.generic_visit(node)
+            node.args[0] = self._changed(node.args[0], root)
+            return node
+        return self._called(node)
+
+    def _called(self, node: ast.Call) -> ast.expr:
         if _calls(node, {"print"}) and any(not isinstance(a, ast.Constant) for a in node.args):
             return self._handed_on("RT.print(F)", node, self._parts(node.args))
         if isinstance(node.func, ast.Attribute):
@@ -173,6 +215,13 @@ def surely_plain_items(node: ast.expr) -> bool:
         assert isinstance(node, ast.Call)
         return all(isinstance(a, ast.Constant) or surely_plain_items(a) for a in node.args)
     return isinstance(node, ast.Constant | ast.List | ast.Tuple | ast.Set)
+
+
+def _root(node: ast.expr) -> ast.Name | None:
+    """The name `x` of ``x.a[0].b``."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node if isinstance(node, ast.Name) else None
 
 
 def _calls(node: Any, names: frozenset[str] | set[str]) -> bool:

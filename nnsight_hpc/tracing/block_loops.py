@@ -137,9 +137,11 @@ class RecordedLoop:
         self.items = self
 
     def __enter__(self) -> Self:
+        self._containers.objects.open(sys._getframe(1))  # noqa: SLF001 - the rewritten code
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._containers.objects.close()
         if self._end is not None or self._pass is None:
             return
         self._pass.abandon()
@@ -153,8 +155,8 @@ class RecordedLoop:
 
     def container(self, name: str) -> Any:
         """Before the loop: a list or dict that lives where the graph runs, for one that the body fills."""
-        held = names_in(sys._getframe(1), (name,))[name]  # noqa: SLF001 - the rewritten code
-        return self._containers.of_worker(held, self._over.source.recorder)
+        frame = sys._getframe(1)  # noqa: SLF001 - the rewritten code
+        return self._containers.of_worker(name, frame, self._over.source.recorder)
 
     def __iter__(self) -> Iterator[Any]:
         return self

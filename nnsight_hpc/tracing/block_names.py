@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
-_CHANGES = frozenset({"append", "extend", "insert", "pop", "popitem", "clear", "remove", "sort", "reverse", "update"})
-_CHANGES |= {"setdefault", "add", "discard"}
+CHANGES = frozenset({"append", "extend", "insert", "pop", "popitem", "clear", "remove", "sort", "reverse", "update"})
+CHANGES |= {"setdefault", "add", "discard"}
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _WAITS = (ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFor, ast.AsyncWith, ast.Return, ast.Nonlocal)
 
@@ -51,7 +51,7 @@ def changed_containers(statements: Iterable[ast.AST]) -> list[str]:
     methods = [
         n.func.value
         for n in nodes
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in _CHANGES
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in CHANGES
     ]
     places = [n.value for n in nodes if isinstance(n, ast.Subscript) and isinstance(n.ctx, ast.Store)]
     added = [n.target for n in nodes if isinstance(n, ast.AugAssign)]

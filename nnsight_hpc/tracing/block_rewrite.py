@@ -63,6 +63,14 @@ class _Rewriter(Expressions):
             result += new if isinstance(new, list) else [new]
         return result
 
+    def inside(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        """The statements of a branch or loop, in which a value may decide."""
+        self.depth += 1
+        try:
+            return self.several(body)
+        finally:
+            self.depth -= 1
+
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:  # noqa: N802 - ast's name
         return node
 
@@ -80,24 +88,27 @@ class _Rewriter(Expressions):
             self.generic_visit(node)
             return node
         self.needed = True
-        bound = names.assigned([*node.body, *node.orelse])
+        bound, containers = names.assigned(sides := [*node.body, *node.orelse]), names.changed_containers(sides)
         branch, at = self.temporary(), node.test
         test = self.expression(node.test)
-        first, second = self.several(node.body), self.several(node.orelse)
+        first, second = self.inside(node.body), self.inside(node.orelse)
         lines = _lines(f"{branch} = RT.branch(TEST, {tuple(bound)!r})", at, TEST=test)
-        lines += _rebound(branch, "container", names.changed_containers([*node.body, *node.orelse]), at)
+        lines += _rebound(branch, "container", containers, at)
         lines += _lines(f"if {branch}.first:\n with {branch}: BODY", at, BODY=first)
         if second:
             lines += _rebound(branch, "before", bound, at)
             lines += _lines(f"if {branch}.second:\n with {branch}: BODY", at, BODY=second)
         return lines + _rebound(branch, "after", bound, at)
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:  # noqa: N802 - ast's name
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt | list[ast.stmt]:  # noqa: N802 - ast's name
         self.generic_visit(node)
-        if not isinstance(node.target, ast.Name) or not isinstance(node.op, ast.Add):
+        if not isinstance(node.target, ast.Name):
             return node
-        [line] = _lines("X = RT.added(OLD, NEW)", node, X=node.target, OLD=_loaded(node.target), NEW=node.value)
-        return line
+        lines: list[ast.stmt] = [node]
+        if isinstance(node.op, ast.Add):
+            lines = _lines("X = RT.added(OLD, NEW)", node, X=node.target, OLD=_loaded(node.target), NEW=node.value)
+        check = _lines("RT.added_to(X)", node, X=_loaded(node.target)) if self.depth else []
+        return [*check, *lines]
 
     def visit_While(self, node: ast.While) -> ast.stmt:  # noqa: N802 - ast's name
         node.body = _without_continue(node.body)
@@ -115,7 +126,7 @@ class _Rewriter(Expressions):
         needed_first = tuple(name for name in variables if names.read_before_assigned(node.body, name))
         containers = names.changed_containers(node.body)
         loop, at = self.temporary(), node.iter
-        items, body, orelse = self.iterable(node.iter), self.several(node.body), self.several(node.orelse)
+        items, body, orelse = self.iterable(node.iter), self.inside(node.body), self.several(node.orelse)
         start = _rebound(loop, "carried", variables, at)
         [run] = _lines(f"for TARGET in {loop}.items: BODY", at, TARGET=node.target, BODY=[*start, *body])
         assert isinstance(run, ast.For)

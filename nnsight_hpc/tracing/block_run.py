@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from nnsight_hpc.tracing import block_names as names
 from nnsight_hpc.tracing.block_rewrite import rewritten
 from nnsight_hpc.tracing.block_source import find, inner_codes, stores
-from nnsight_hpc.tracing.block_templates import RUNTIME, statements
+from nnsight_hpc.tracing.block_templates import RUNTIME, is_ours, statements
 from nnsight_hpc.tracing.frames import outer_of_wrapper
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class _Plan:
         The names of the function that the block uses.
     written
         Those that it binds.
+    lent
+        Global names that only the rewritten code binds (to lists of the worker): they are given back.
     start
         The offset of the original block's first instruction.
     """
@@ -60,6 +62,7 @@ class _Plan:
     code: CodeType
     parameters: tuple[str, ...]
     written: tuple[str, ...]
+    lent: tuple[str, ...]
     start: int
 
 
@@ -132,7 +135,11 @@ class BlockRun:
         runtime = Runtime(frame, plan.written)
         own = frame.f_locals
         arguments = [own.get(name, runtime.unbound) for name in plan.parameters]
-        FunctionType(plan.code, frame.f_globals)(runtime, *arguments)
+        held = {name: frame.f_globals[name] for name in plan.lent if name in frame.f_globals}
+        try:
+            FunctionType(plan.code, frame.f_globals)(runtime, *arguments)
+        finally:
+            frame.f_globals.update(held)
         runtime.finish()
 
     def _step(self, frame: FrameType, event: str, _argument: Any) -> Any:
@@ -208,10 +215,12 @@ def _plan(frame: FrameType) -> _Plan | Literal["outer"] | None:
         return None
     used = names.read(block.body) | set(bound)
     parameters = tuple(sorted(local & used))
-    made = _compiled(body, block, frame, parameters, [name for name in bound if name not in local])
-    return (
-        None if made is None else _Plan(made, parameters, tuple(name for name in bound if name in local), block.start)
-    )
+    new = {name for name in names.assigned(body) if name not in local and name not in bound and not is_ours(name)}
+    globals_ = sorted({name for name in bound if name not in local} | new)
+    made = _compiled(body, block, frame, parameters, globals_)
+    if made is None:
+        return None
+    return _Plan(made, parameters, tuple(name for name in bound if name in local), tuple(sorted(new)), block.start)
 
 
 def _hands_over(block: Block) -> bool:

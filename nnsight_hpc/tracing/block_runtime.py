@@ -42,6 +42,7 @@ class Runtime(Choices):
         self._frame, self._written = frame, written
         self._unrolling = Unrolling()
         self.kept, self.added = self._containers.keep, self._containers.added
+        self.owner, self.added_to = self._containers.objects.owner, self._containers.objects.added_to
 
     def iterable(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``range(…)``, ``enumerate(…)``, ``zip(…)``, whose arguments may be values."""

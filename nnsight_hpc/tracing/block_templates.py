@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 RUNTIME = "__rt__"
 """The name of the runtime object in rewritten code; names of this form are never mangled in a class."""
 
+_OURS = re.compile(r"__(rt|[bg]\d+)__")
 _LOCATION = ("lineno", "col_offset", "end_lineno", "end_col_offset")
 
 
@@ -29,6 +31,11 @@ def expression(text: str, at: ast.AST, **parts: ast.expr) -> ast.expr:
 
 def constant(value: Any, at: ast.AST) -> ast.expr:
     return ast.copy_location(ast.Constant(value), at)
+
+
+def is_ours(name: str) -> bool:
+    """Whether it is a name that only rewritten code has."""
+    return _OURS.fullmatch(name) is not None
 
 
 class _Filling(ast.NodeTransformer):

@@ -67,4 +67,4 @@ def _length(value: Value) -> int | None:
     if recorder.shadow is None or (block is not None and (block.op == LOOP or recorder.in_loop(block))):
         return None
     fake = recorder.shadow.value(value.node)  # not `value.fake`: a list that a branch may have filled since is unknown
-    return len(fake) if isinstance(fake, list | tuple) or getattr(fake, "ndim", 0) else None
+    return len(fake) if isinstance(fake, list | tuple) or getattr(fake, "ndim", 0) > 0 else None

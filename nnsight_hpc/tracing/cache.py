@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from nnsight_hpc.execution.values import Absent
 from nnsight_hpc.graph.build import READS
+from nnsight_hpc.tracing.current import current_trace
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.wire.errors import InvalidInput
 
@@ -73,7 +75,24 @@ class Cache:
         return list(self._made())
 
     def __getitem__(self, path: str) -> Entry:
-        return self._made()[path]
+        made = self._made()
+        if path not in made:
+            near = difflib.get_close_matches(str(path), made, n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {', '.join(map(repr, near))}?"
+                if near
+                else f"it has {', '.join(map(repr, made)) or 'none'}"
+            )
+            raise KeyError(f"the cache has no module {path!r}; {hint}")
+        return made[path]
+
+    def values(self) -> list[Entry]:
+        """The entries, in the order of `keys`."""
+        return list(self._made().values())
+
+    def items(self) -> list[tuple[str, Entry]]:
+        """Paths and entries, in the order of `keys`."""
+        return list(self._made().items())
 
     def __contains__(self, path: str) -> bool:
         return path in self._made()
@@ -133,7 +152,10 @@ class _Place:
 
 def _path(module: Any, trace: Trace) -> str:
     """The path of a module that is given as an envoy or by its path."""
-    return str((trace.model.get(module) if isinstance(module, str) and module else module)._path if module else "")  # noqa: SLF001
+    if isinstance(module, str):
+        return trace.model.get(module)._path if module else ""  # noqa: SLF001 - an envoy's place
+    current_trace(module._path, module._model)  # noqa: SLF001 - refuses one of another model
+    return str(module._path)  # noqa: SLF001
 
 
 def _one_or_all(calls: list[Any]) -> Any:

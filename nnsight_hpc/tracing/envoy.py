@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nnsight_hpc.graph.build import CALL, PARAMETER
 from nnsight_hpc.tracing.attachments import Attachment
-from nnsight_hpc.tracing.current import current_recorder, current_trace
+from nnsight_hpc.tracing.current import current_recorder, current_trace, trace_now
+from nnsight_hpc.tracing.lines import users_line
+from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from nnsight_hpc.tracing.models import NNsight
+    from nnsight_hpc.tracing.points import Points
     from nnsight_hpc.tracing.source import SourceEnvoy
     from nnsight_hpc.tracing.value import Value
 
@@ -32,45 +36,48 @@ class Envoy:
     def __init__(self, module: torch.nn.Module, path: str = "", root: NNsight | None = None) -> None:
         self._module, self._path, self._root = module, path, root
         self._children: dict[str, Envoy] = {}
+        self._hint()
 
     @property
     def output(self) -> Any:
-        return current_trace(self._path).read(self._path, "output")
+        return self._points().read(self._path, "output")
 
     @output.setter
     def output(self, value: Any) -> None:
-        current_trace(self._path).set(self._path, "output", value)
+        self._points().set(self._path, "output", value)
 
     @property
     def input(self) -> Any:
-        return current_trace(self._path).read(self._path, "input")
+        return self._points().read(self._path, "input")
 
     @input.setter
     def input(self, value: Any) -> None:
-        current_trace(self._path).set(self._path, "input", value)
+        self._points().set(self._path, "input", value)
 
     @property
     def inputs(self) -> Any:
-        return current_trace(self._path).read(self._path, "inputs")
+        return self._points().read(self._path, "inputs")
 
     @inputs.setter
     def inputs(self, value: Any) -> None:
-        current_trace(self._path).set(self._path, "inputs", value)
+        self._points().set(self._path, "inputs", value)
 
     @property
     def source(self) -> SourceEnvoy:
         """The operations inside the module's forward: print it for a list."""
         from nnsight_hpc.tracing.source import SourceEnvoy  # noqa: PLC0415 - it reads and rewrites source: rarely needed
 
+        if trace_now.get() is not None:
+            self._points()
         return SourceEnvoy(self)
 
     def skip(self, value: Any) -> None:
         """Do not run the module in this forward; `value` is its output."""
-        current_trace(self._path).skip(self._path, value)
+        self._points().skip(self._path, value)
 
     def next(self, calls: int = 1) -> Self:
         """From here on the points of this module, and of those in it, are those of a later call during a generation."""
-        current_trace(self._path).later(self._path, calls)
+        self._points().later(self._path, calls)
         return self
 
     def get(self, path: str) -> Envoy:
@@ -87,13 +94,13 @@ class Envoy:
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """As `parameters`, with their names."""
-        recorder = current_recorder()
+        recorder = current_recorder(self._model)
         for name, parameter in self._module.named_parameters():
             path, _, last = f"{self._path}.{name}".lstrip(".").rpartition(".")
             yield name, parameter if recorder is None else recorder.record(PARAMETER, path, last)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Value:
-        return current_trace(self._path).recorder.record(CALL, self._path, *args, **kwargs)
+        return self._points().recorder.record(CALL, self._path, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_") or hasattr(type(self), name):
@@ -113,7 +120,7 @@ class Envoy:
         if (child := module._modules.get(name)) is not None:
             return self._child(name, child)
         if module._parameters.get(name) is not None or module._buffers.get(name) is not None:
-            return current_trace(self._path).recorder.record(PARAMETER, self._path, name)
+            return self._parameter(name)
         if (attached := self._model.attached.get((self._path, name))) is not None:
             return Attachment(attached, self._below(name))
         if (old := self._aliases().get(name)) is not None:
@@ -131,6 +138,8 @@ class Envoy:
         names = list(children)
         if isinstance(index, slice):
             return [self.get(name) for name in names[index]]
+        if not -len(names) <= index < len(names):
+            raise IndexError(f"{self._path or 'the model'} has {len(names)} modules, and none at {index}")
         child = children[names[index]]
         return self.get(names[index]) if child is None else self._child(names[index], child)
 
@@ -154,6 +163,27 @@ class Envoy:
         assert self._root is not None, "a model is its own root"
         return self._root
 
+    def _hint(self) -> None:
+        """Methods that hide a module of their name say how it is reached."""
+        for name in self._module._modules:
+            if callable(getattr(type(self), name, None)):
+                self.__dict__[name] = _Method(getattr(type(self), name).__get__(self), self._below(name))
+
+    def _points(self) -> Points:
+        """The trace that is being recorded, which must be one of this model."""
+        return current_trace(self._path, self._model)
+
+    def _parameter(self, name: str) -> Value:
+        if trace_now.get() is None:
+            path = self._below(name)
+            attribute = re.sub(r"\.(\d+)", r"[\1]", f"model.module.{path}")
+            raise InvalidInput(
+                f"{path} has values only while the model runs",
+                where=str(users_line()),
+                next=f"use it inside a `with model.trace(…):` block; outside of one, {attribute} is the tensor",
+            )
+        return self._points().recorder.record(PARAMETER, self._path, name)
+
     def _below(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name
 
@@ -166,6 +196,25 @@ class Envoy:
     def _aliases(self) -> dict[str, str]:
         """The researcher's names for modules below this one: the path from here by the new name."""
         return {new: old for old, new in self._model.renamed.items() if _holds(self._module, old)}
+
+
+class _Method:
+    """A method of an envoy whose name a module of the model has, too."""
+
+    def __init__(self, method: Callable[..., Any], path: str) -> None:
+        self._method, self._path = method, path
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        own = self.__dict__.get("_path", "")
+        raise AttributeError(
+            f"{own.rpartition('.')[2]!r} is a method of every envoy here; the module of that name is model.get({own!r}), "
+            "and rename={…} gives it another name"
+        )
 
 
 def _holds(module: torch.nn.Module, path: str) -> bool:

@@ -11,6 +11,7 @@ import ctypes
 import dis
 import functools
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 T = TypeVar("T")
-_CONTAINERS = frozenset({list, tuple, dict})
 _WRITES_THROUGH = sys.version_info >= (3, 13)  # PEP 667
 _GENERATOR = contextlib._GeneratorContextManager  # noqa: SLF001 - its frames are told by their code
 _RUNS_GENERATOR = (_GENERATOR.__enter__.__code__, _GENERATOR.__exit__.__code__)
@@ -123,44 +123,61 @@ def _assigned_globals(code: CodeType) -> tuple[str, ...]:
 
 
 class _Walk:
-    """Visits values of one type in plain containers: lists and dicts are changed in place, tuples made anew."""
+    """Visits values of one type in containers: lists, dicts and deques are changed in place, tuples made anew."""
 
     def __init__(self, kind: type[T], visit: Callable[[T, str, str], Any]) -> None:
         self._kind, self._visit = kind, visit
-        self._looked_at = {*_CONTAINERS, kind}
         self._seen: dict[int, tuple[Any, Any]] = {}
 
     def through(self, value: Any, path: str, place: str = "name") -> Any:
         """What is to stand in the place of `value`."""
         if type(value) is self._kind:
             return self._visit(value, path, place)
-        if type(value) not in _CONTAINERS:
+        plain = _plain(type(value))  # type: ignore[arg-type]
+        if plain is None:
             return value
         if id(value) in self._seen:
             return self._seen[id(value)][1]
         self._seen[id(value)] = value, value
-        places = value.items() if isinstance(value, dict) else enumerate(value)
-        found = [(key, item) for key, item in places if type(item) in self._looked_at]  # of a corpus's strings none
-        inner = type(value).__name__
+        places = dict.items(value) if plain is dict else enumerate(plain.__iter__(value))  # never a subclass's own
+        found = [(key, item) for key, item in places if self._looked_at(type(item))]  # of a corpus's strings none
+        inner = "name" if hasattr(value, "_make") else "list" if plain is deque else plain.__name__
         new = {key: self.through(item, f"{path}[{key!r}]", inner) for key, item in found}
         changed = {key: new[key] for key, item in found if new[key] is not item}
         result = _changed(value, changed) if changed else value
         self._seen[id(value)] = value, result
         return result
 
+    def _looked_at(self, kind: type) -> bool:
+        return kind is self._kind or _plain(kind) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(kind: type) -> Any:
+    """The plain container (list, tuple, dict, deque) that `kind` is or extends; None for others, whose places stay as they are.
+
+    Of tuples only named ones can be made anew with other entries.
+    """
+    if issubclass(kind, tuple):
+        return tuple if kind is tuple or hasattr(kind, "_make") else None
+    return next((plain for plain in (list, dict, deque) if issubclass(kind, plain)), None)
+
 
 def _changed(value: Any, changed: Mapping[Any, Any]) -> Any:
     """The container with new entries at the keys or indices of `changed`."""
     if isinstance(value, dict):
-        value.update(changed)
-        for key in [key for key, item in changed.items() if type(item) is Entries]:
-            del value[key]
+        for key, item in changed.items():
+            if type(item) is Entries:
+                del value[key]
+            else:
+                value[key] = item
         return value
     entries: list[Any] = []
     for index, item in enumerate(value):
         new = changed.get(index, item)
         entries += new if type(new) is Entries else [new]
     if isinstance(value, tuple):
-        return tuple(entries)
-    value[:] = entries
+        return value._make(entries) if hasattr(value, "_make") else tuple(entries)
+    value.clear()
+    value.extend(entries)
     return value

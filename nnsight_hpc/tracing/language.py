@@ -41,7 +41,7 @@ class LanguageModel(NNsight):
     revision
         Of a model in the hub.
     dtype
-        Of the loaded weights: ``auto`` is what is in the file.
+        Of the loaded weights, or its name: ``auto`` is what is in the file.
     rename
         As for `NNsight`.
     kwargs
@@ -60,7 +60,7 @@ class LanguageModel(NNsight):
         *,
         dispatch: bool = False,
         revision: str | None = None,
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         rename: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -12,7 +12,7 @@ from nnsight_hpc.graph.nodes import Source
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-_OURS = ("nnsight_hpc.tracing", "torch", "einops")
+_OURS = ("nnsight_hpc.tracing", "torch", "einops", "numpy", "copy", "pickle")
 _MOST = 4096
 """So many code objects are remembered; a notebook makes a few for each cell."""
 

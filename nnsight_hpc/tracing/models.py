@@ -212,4 +212,5 @@ class NNsight(Envoy):
     def _copy(self) -> Self:
         edited = copy.copy(self)
         edited._origin, edited._edits = self.origin, list(self._edits)
+        edited._hint()
         return edited

@@ -38,6 +38,8 @@ class Recorder(Recording):
         The id of the request that it was submitted as.
     bound
         Called when the names of the block are bound.
+    settled
+        The block has run: saved values act as their results.
     """
 
     def __init__(self, *, remote: bool = False) -> None:
@@ -48,6 +50,7 @@ class Recorder(Recording):
         self.repeats = Repeats()
         self.refusal: InvalidInput | None = None
         self.pending = ""
+        self.settled = False
         self.bound: list[Callable[[], None]] = []
         self._saves: list[int] = []
         self._containers: list[Value] = []
@@ -123,6 +126,7 @@ class Recorder(Recording):
     def bind(self, frame: FrameType) -> None:
         """Put the results in the place of the saved values in the names of `frame` and the containers there."""
         bind(frame, Value, self._real)
+        self.settled = True
         for finish in self.bound:
             finish()
 
@@ -176,8 +180,12 @@ class Recorder(Recording):
                 why=f"it is the result of request {self.pending}",
                 next="tracer.request.result() waits for it",
             )
+        over = "the block that this value belongs to is over"
+        if any(type(value) is Value and value.saved is not None for value in args):
+            found = "x.result() has it (attributes of objects are not rebound)" if self.settled else ""
+            return InvalidInput(over, where=source, why="it was saved" if found else "its block failed", next=found)
         return InvalidInput(
-            "the block that this value belongs to is over",
+            over,
             where=source,
             why="a value that was not saved exists only while the model runs",
             next="keep it with .save() inside the block",

@@ -30,6 +30,7 @@ def rerun(
 ) -> dict[str, Any]:
     """Run `graph`; its one forward gets `inputs` (arguments, keywords), if any, in place of what was recorded."""
     if not any(inputs):
+        _check(graph, tensors)
         return backend.run(graph, tensors, model)
     forwards = [node for node in graph.nodes if node.op in FORWARDS]
     if len(forwards) != 1:
@@ -42,7 +43,21 @@ def rerun(
     nodes = tuple(forward if node.id == forward.id else node for node in graph.nodes)
     new = replace(graph, nodes=nodes)
     names = new.tensor_names()
-    return backend.run(new, {name: t for name, t in {**tensors, **added}.items() if name in names}, model)
+    given = {name: t for name, t in {**tensors, **added}.items() if name in names}
+    _check(new, given)
+    return backend.run(new, given, model)
+
+
+def _check(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a graph whose tensor constants are not all there."""
+    missing = sorted(graph.tensor_names() - tensors.keys())
+    if missing:
+        raise InvalidInput(
+            f"the graph needs tensors that are not given: {', '.join(missing)}",
+            where=str(users_line()),
+            why="a graph's document names its tensor constants (prompts, steering vectors) and does not hold them",
+            next=f"model.run(graph, …, tensors={{{missing[0]!r}: …}}); tracer.graph.tensors has them where it was recorded",
+        )
 
 
 def _with_inputs(

@@ -3,10 +3,15 @@
 Operators, indexing, listed methods and attributes, and torch functions that get one as an argument become nodes. Whatever
 would need the value now (its truth, its length, iterating over it) raises and says so; under `scan` and `validate` a fake
 tensor tells shapes, dtypes and devices.
+
+Once its block has run, a saved value that no name of the researcher's holds (an attribute of an object does) acts as its
+result.
 """
 
 from __future__ import annotations
 
+import copy
+import difflib
 import dis
 import functools
 import operator
@@ -15,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from nnsight_hpc.execution.values import Absent
-from nnsight_hpc.graph.build import APPEND, DICT, LIST, READ_GRAD, SET_GRAD
+from nnsight_hpc.graph.build import APPEND, DICT, LIST, READ_GRAD, READS, SET_GRAD
 from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, DENIED_KEYWORDS, FIELDS, FIELDS_OF, IN_PLACE, why_refused
+from nnsight_hpc.tracing.current import trace_now
 from nnsight_hpc.tracing.gradients import Backward
 from nnsight_hpc.tracing.lines import users_frame, users_line
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
@@ -66,23 +72,35 @@ class Value:
         return found
 
     @property
-    def grad(self) -> Value:
+    def _settled(self) -> bool:
+        """Whether the block has run and there is a result, which the value then acts as."""
+        return self.saved is not None and self.recorder.settled and self.saved in self.recorder.results
+
+    @property
+    def grad(self) -> Any:
         """The gradient of this value, in the backward pass whose block this is, or else in the next one."""
+        if self._settled:
+            return self.result().grad
         return self.recorder.gradient(READ_GRAD, self)
 
     @grad.setter
     def grad(self, new: Any) -> None:
         self.recorder.gradient(SET_GRAD, self, new)
 
-    def backward(self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False) -> Backward:
+    def backward(self, gradient: Any = None, *, retain_graph: bool = False, create_graph: bool = False) -> Any:
         """Compute gradients from this value. ``with loss.backward():`` names the gradients of this very pass."""
+        if self._settled:
+            return self.result().backward(gradient, retain_graph=retain_graph, create_graph=create_graph)
         options = {"gradient": gradient, "retain_graph": retain_graph, "create_graph": create_graph}
         given = {name: value for name, value in options.items() if value is not None and value is not False}
         return Backward(self.recorder, self.recorder.backpropagate(self, given))
 
     def append(self, item: Any) -> None:
         """Append to a list that lives where the graph runs (``tracer.list()``)."""
-        self.recorder.record(APPEND, self, item)
+        if self._settled:
+            self.result().append(item)
+        else:
+            self.recorder.record(APPEND, self, item)
 
     def extend(self, items: Iterable[Any]) -> None:
         """Append each of `items`, whose number is known here, to such a list."""
@@ -97,6 +115,9 @@ class Value:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        values = [leaf for leaf in _flat((args, kwargs or {})) if type(leaf) is Value]
+        if any(value._settled for value in values):  # noqa: SLF001 - its own class
+            return function(*_with_results(args), **_with_results(kwargs or {}))
         op = _op_of(function)
         if op in _DROPOUTS and (kwargs or {}).get("training") is False:
             return args[0]
@@ -105,14 +126,19 @@ class Value:
             raise InvalidGraph(
                 f"{op} {reason or 'on a tensor from outside of the block cannot be recorded: only values can be changed'}",
                 where=str(users_line()),
-                next="the allowed operations are listed in the documentation",
+                next="save the value, and assign after the block"
+                if outside
+                else "the allowed operations are listed in the documentation",
             )
-        recorder = next(leaf.recorder for leaf in _flat((args, kwargs or {})) if type(leaf) is Value)
-        return recorder.record(op, *args, **{key: v for key, v in (kwargs or {}).items() if not _is_default(key, v)})
+        return values[0].recorder.record(
+            op, *args, **{key: v for key, v in (kwargs or {}).items() if not _is_default(key, v)}
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if self._settled:
+            return getattr(self.result(), name)
         if name in _FACTS and isinstance(self.fake, torch.Tensor):
             return getattr(self.fake, name)
         op = self.recorder.builder.nodes[self.node].op
@@ -121,17 +147,54 @@ class Value:
                 return functools.partial(self.recorder.record, f"Tensor.{name}", self)
             if name not in FIELDS and hasattr(torch.Tensor, name):
                 raise InvalidGraph(f"Tensor.{name} {why_refused(f'Tensor.{name}')}", where=str(users_line()))
+            if name not in FIELDS and op in _POINTS:
+                self._check_module(name)
         return self.recorder.record("attribute", self, name)
 
-    def __getitem__(self, index: Any) -> Value:
+    def __getitem__(self, index: Any) -> Any:
+        if self._settled:
+            return self.result()[index]
         return self.recorder.record("operator.getitem", self, index)
 
     def __setitem__(self, index: Any, new: Any) -> None:
+        if self._settled:
+            self.result()[index] = new
+            return
         self.recorder.record("operator.setitem", self, index, new)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: what is called is a method that no tensor has."""
+        if self._settled:
+            return self.result()(*args, **kwargs)
+        node = self.recorder.builder.nodes[self.node]
+        if node.op != "attribute":
+            raise InvalidInput("a value cannot be called", where=str(users_line()))
+        near = difflib.get_close_matches(node.args[1], _methods(), n=3, cutoff=0.6)
+        raise InvalidInput(
+            f"a tensor has no {node.args[1]!r}" + (f"; did you mean {', '.join(near)}?" if near else ""),
+            where=str(users_line()),
+        )
+
     def __repr__(self) -> str:
+        if self._settled:
+            return repr(self.recorder.outcome(self))
         node = self.recorder.builder.nodes[self.node]
         return f"<value of {node.op}, {node.source}>"
+
+    def _check_module(self, name: str) -> None:
+        """Refuse the way to a module below one that is named like a point (``bert.layer[0].output.dense``)."""
+        node, trace = self.recorder.builder.nodes[self.node], trace_now.get()
+        path, point = node.args[1], _POINTS[node.op]
+        if trace is None or ":" in path:
+            return
+        named = dict(trace.model.tree.get_submodule(path).named_children()).get(point)
+        if named is not None and name in dict(named.named_children()):
+            whole = f"{path}.{point}".lstrip(".")
+            raise InvalidInput(
+                f"{whole} is a value of {path or 'the model'} here, and not the module of that name",
+                where=str(users_line()),
+                next=f"the module is model.get({whole!r}); rename={{…}} gives it another name",
+            )
 
     def _now(self, what: str, next: str = "save the value and look at it after the block") -> NoReturn:
         raise InvalidInput(
@@ -141,15 +204,23 @@ class Value:
             next=next,
         )
 
-    def __bool__(self) -> bool:  # noqa: PLE0304 - it never returns
-        self._now("the truth", "write `with tracer.cond(value):`, and `.else_()` for what is to happen otherwise")
+    def __bool__(self) -> bool:
+        if self._settled:
+            return bool(self.result())
+        return self._now(
+            "the truth", "write `with tracer.cond(value):`, and `.else_()` for what is to happen otherwise"
+        )
 
     def __len__(self) -> int:
         if isinstance(self.fake, torch.Tensor | tuple | list | dict):
             return len(self.fake)
+        if self._settled:
+            return len(self.result())
         return self._now("the length", "use value.shape[0], a value itself; in a trace with scan=True it is known")
 
     def __iter__(self) -> Iterator[Any]:
+        if self._settled:
+            return iter(self.result())
         count = len(self.fake) if isinstance(self.fake, torch.Tensor | tuple | list) else _unpacked_into()
         if count is None:
             self._now(
@@ -158,18 +229,30 @@ class Value:
         return iter([self[index] for index in range(count)])
 
     def __float__(self) -> float:
-        self._now("the number")
+        return float(self.result()) if self._settled else self._now("the number")
 
     def __int__(self) -> int:
-        self._now("the number")
+        return int(self.result()) if self._settled else self._now("the number")
 
     __index__ = __int__
 
-    def __contains__(self, _item: Any) -> bool:
-        self._now("the content")
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.result(), digits) if self._settled else self._now("the number")
 
-    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
-        self._now("the content")
+    def __format__(self, spec: str) -> str:
+        if self._settled:
+            return format(self.result(), spec)
+        return self._now("the text") if spec else repr(self)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.result() if self._settled else self._now("the content")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.result().__array__(*args, **kwargs) if self._settled else self._now("the content")
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        """For copies and pickles: those of the result."""
+        return (copy.copy, (self.result(),)) if self._settled else self._now("the content")
 
     __hash__ = object.__hash__
     __array_ufunc__ = None  # so that `array / value` asks the value, and does not make an array of values
@@ -177,6 +260,8 @@ class Value:
 
 _DROPOUTS = frozenset(f"torch.{name}" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"))
 """Functions that do nothing in evaluation, so that a module with a dropout in it can be recorded."""
+
+_POINTS = {op: kind for kind, op in READS.items()}
 
 _FACTS = frozenset({"shape", "dtype", "device", "ndim"})
 """Attributes that a fake tensor knows."""
@@ -194,6 +279,21 @@ def _is_default(key: str, value: Any) -> bool:
     return key == "_stacklevel" or (key in DENIED_KEYWORDS and isinstance(value, bool | float | None) and not value)
 
 
+@functools.cache
+def _methods() -> list[str]:
+    """The methods of tensors that a graph may call."""
+    return [op.removeprefix("Tensor.") for op in sorted(ALLOWED) if op.startswith("Tensor.")]
+
+
+def _with_results(value: Any) -> Any:
+    """The arguments of a torch function with results in the place of the values that have one."""
+    if type(value) is Value:
+        return value.result() if value._settled else value  # noqa: SLF001 - its own module
+    if type(value) in (list, tuple):
+        return type(value)(_with_results(item) for item in value)
+    return {key: _with_results(item) for key, item in value.items()} if type(value) is dict else value
+
+
 def _flat(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for item in value:
@@ -204,16 +304,19 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _binary(name: str) -> Callable[[Value, Any], Value]:
-    return lambda self, other: self.recorder.record(f"operator.{name}", self, other)
+def _binary(name: str) -> Callable[[Value, Any], Any]:
+    op, plain = f"operator.{name}", getattr(operator, name)
+    return lambda self, other: plain(self.result(), other) if self._settled else self.recorder.record(op, self, other)
 
 
-def _reflected(name: str) -> Callable[[Value, Any], Value]:
-    return lambda self, other: self.recorder.record(f"operator.{name}", other, self)
+def _reflected(name: str) -> Callable[[Value, Any], Any]:
+    op, plain = f"operator.{name}", getattr(operator, name)
+    return lambda self, other: plain(other, self.result()) if self._settled else self.recorder.record(op, other, self)
 
 
-def _unary(name: str) -> Callable[[Value], Value]:
-    return lambda self: self.recorder.record(f"operator.{name}", self)
+def _unary(name: str) -> Callable[[Value], Any]:
+    op, plain = f"operator.{name}", getattr(operator, name)
+    return lambda self: plain(self.result()) if self._settled else self.recorder.record(op, self)
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor")

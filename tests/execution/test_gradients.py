@@ -109,3 +109,14 @@ def test_tensor_of_the_caller_gets_its_gradient(net, x, builder, loss):
     loss()
     run_graph(builder.graph(), {"x": x, "mine": mine}, net)
     assert torch.allclose(mine.grad, gradient(net, net[0](x)).sum(0))
+
+
+def test_saved_values_keep_their_history(net, x, builder):
+    """After `requires_grad_()` in the graph what is saved can be differentiated outside, by what was saved, too."""
+    hidden = builder.add("Tensor.requires_grad_", Ref(builder.add("model.output", Ref(0), "0")))
+    out = builder.add("model.output", Ref(0), "2")
+    saves = {name: builder.add(SAVE, Ref(value)) for name, value in {"hidden": hidden, "out": out}.items()}
+    got = run_graph(builder.graph(**saves), {"x": x}, net)
+    grad = torch.autograd.grad((got["out"] ** 2).sum(), got["hidden"])[0]
+    assert torch.equal(grad, gradient(net, net[0](x)))
+    assert all(parameter.grad is None for parameter in net.parameters())

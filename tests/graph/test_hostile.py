@@ -408,4 +408,4 @@ def test_refusal_stays_short():
     """A graph of ten thousand bad nodes is refused with a message that a person can read."""
     refusal = _refusal(_document(*({"op": "os.system" + "x" * 1000, "args": ["id"]} for _ in range(10_000))))
     assert len(refusal) < 20_000
-    assert "and 9980 more" in refusal
+    assert "and more" in refusal

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -18,9 +19,23 @@ def test_text_is_tokenised(tokenizer, given):
     assert torch.equal(prepare_inputs(given, tokenizer)["input_ids"], IDS)
 
 
-@pytest.mark.parametrize("given", [[3, 4, 5], [[3, 4, 5]], IDS, IDS[0], {"input_ids": IDS}, {"input_ids": IDS[0]}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [3, 4, 5],
+        [[3, 4, 5]],
+        IDS,
+        IDS[0],
+        {"input_ids": IDS},
+        {"input_ids": IDS[0]},
+        IDS.numpy(),
+        IDS[0].numpy(),
+        [IDS[0].numpy()],
+        list(np.array([3, 4, 5])),
+    ],
+)
 def test_token_ids_in_every_form(given):
-    """Lists, nested lists, tensors of one and two dimensions, and mappings are the same prompt."""
+    """Lists, nested lists, tensors and arrays of one and two dimensions, and mappings are the same prompt."""
     got = prepare_inputs(given)
     assert torch.equal(got["input_ids"], IDS)
     assert torch.equal(got["attention_mask"], torch.ones_like(IDS))
@@ -40,6 +55,14 @@ def test_what_is_no_prompt_is_refused(tokenizer, given):
     """Empty prompts and other types are InvalidInput."""
     with pytest.raises(InvalidInput):
         prepare_inputs(given, tokenizer)
+
+
+def test_refusals_say_what_is_wrong():
+    """No prompts at all, and batches where rows are expected."""
+    with pytest.raises(InvalidInput, match="the list of them is empty"):
+        prepare_inputs([])
+    with pytest.raises(InvalidInput, match="one row of token ids"):
+        prepare_inputs([IDS, IDS])
 
 
 def test_text_needs_a_tokenizer():
