@@ -130,7 +130,7 @@ class OperationEnvoy:
         return f"{self._path}  ({source.file}:{found.line}: {found.text})" if source and found else self._path
 
     def _trace(self) -> Points:
-        return current_trace(self._path, self._envoy._model)
+        return current_trace(self._path, self._envoy._model)  # noqa: SLF001 - parts of one thing
 
 
 def _listing(source: Source) -> Iterator[str]:
