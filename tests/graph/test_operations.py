@@ -35,7 +35,19 @@ SPACES = {
     "operator": operator,
     "einops": einops,
 }
-OF_TORCH = [f"{space}.{name}" for space in list(SPACES)[:6] for name in dir(SPACES[space]) if name[0] != "_"]
+
+
+def _is_submodule(space, name):
+    """Whether a name is a module that some other import brought, and so is no operation."""
+    return name not in DENIED and isinstance(getattr(SPACES[space], name), types.ModuleType)
+
+
+OF_TORCH = [
+    f"{space}.{name}"
+    for space in list(SPACES)[:6]
+    for name in dir(SPACES[space])
+    if name[0] != "_" and not _is_submodule(space, name)
+]
 PROPERTIES = [name for name in dir(torch.Tensor) if name[0] != "_" and not callable(getattr(torch.Tensor, name))]
 
 
