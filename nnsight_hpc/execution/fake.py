@@ -36,7 +36,7 @@ __all__ = ["UNKNOWN", "Shadow", "Unknown"]
 
 _COLLECTED = 1 << 12
 _Special = Callable[["Shadow", "Node", tuple[Any, ...], dict[str, Any]], Any]
-_POINTS = {op: kind for table in (build.READS, build.SETS) for kind, op in table.items()} | {build.SKIP: "skip"}
+_POINTS = build.KIND_OF | {build.SKIP: "skip"}
 
 
 class Shadow:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from nnsight_hpc.graph.build import BACKWARD, INVOKE, READ_GRAD, READS, RESULT, SET_GRAD, SETS, SKIP
+from nnsight_hpc.graph.build import BACKWARD, INVOKE, KIND_OF, READ_GRAD, RESULT, SET_GRAD, SETS, SKIP
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nnsight_hpc.graph.nodes import Graph, Node
 
-_KIND = {op: kind for table in (READS, SETS) for kind, op in table.items()} | {SKIP: "skip", RESULT: "result"}
+_KIND = KIND_OF | {SKIP: "skip", RESULT: "result"}
 AT_A_MODULE = frozenset(_KIND)
 """Operations whose first argument says in which forward, or for which rows of it, they stand."""
 SETTERS = frozenset({*SETS.values(), SKIP, SET_GRAD})

@@ -13,6 +13,7 @@ from nnsight_hpc.execution.interleave import Before, Moment, run_forward
 from nnsight_hpc.execution.locate import find_module
 from nnsight_hpc.execution.order import check_order
 from nnsight_hpc.execution.plain import within
+from nnsight_hpc.execution.points import SETTERS
 from nnsight_hpc.execution.resolve import carry_out, constant
 from nnsight_hpc.execution.rows import Rows
 from nnsight_hpc.execution.shared import Shared
@@ -29,9 +30,6 @@ from nnsight_hpc.graph.build import (
     FINAL,
     LOG,
     MERGE,
-    READ_GRAD,
-    READS,
-    RESULT,
     SAVE,
     SETS,
     SKIP,
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
     from nnsight_hpc.execution.steps import Step
     from nnsight_hpc.execution.stops import Stop
 
-_EFFECTS = IN_PLACE | {"model.set_input", "model.set_inputs", "model.set_output", "model.skip", "grad.set", BACKWARD}
+_EFFECTS = IN_PLACE | SETTERS | {BACKWARD}
 """What must not be left out in silence when it gets a value that was never made."""
 _WALK = frozenset({*SETS.values(), SKIP, SAVE, MERGE, LOG, CALL, APPLY})
 """What walks through nested lists, which may be endless although they are small."""
@@ -218,15 +216,14 @@ class Run:
         """The node's arguments with values in place of references; the forward that a point belongs to is left out."""
         values = self.values
         if step.flat is None:
-            args = map_leaves(step.args, self._leaf)
+            args = self.resolved(step.args)
         else:
             args = tuple([values[value] if is_node else value for is_node, value in step.flat])
-        return args, step.kwargs if step.constant else map_leaves(step.kwargs, self._leaf)
+        return args, step.kwargs if step.constant else self.resolved(step.kwargs)
 
     def own_arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same for a forward, which may write into its inputs: it gets copies of the graph's constants."""
-        within(self.arguments(step))
-        given: tuple[tuple[Any, ...], dict[str, Any]] = map_leaves((step.args, step.kwargs), self._own_leaf)
+        given: tuple[tuple[Any, ...], dict[str, Any]] = within(map_leaves((step.args, step.kwargs), self._own_leaf))
         return given
 
     def _own_leaf(self, leaf: Any) -> Any:
@@ -349,7 +346,7 @@ class Run:
         point = self.schedule.places.points[node.id]
         moment = self._moments[stop.number]
         rows = self._rows(node.id, point) if self.schedule.places.rows else None
-        if node.op in _READS:
+        if node.op not in SETTERS:
             value = moment.get(point.kind)
             return value if rows is None else rows.cut(value, self.shared.note_whole if self.shared.gradients else None)
         self.last_set = node
@@ -385,6 +382,3 @@ class Run:
             run_backward(self, node.id, args, kwargs)
         finally:
             self._in_backward = False
-
-
-_READS = frozenset({*READS.values(), RESULT, READ_GRAD})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.execution.loops import GIVEN
+from nnsight_hpc.execution.points import SETTERS
 from nnsight_hpc.execution.resolve import function_of, names_a_device
-from nnsight_hpc.graph.build import COLLECT, FINAL, INVOKE, PARAMETER, READ_GRAD, READS, SET_GRAD
+from nnsight_hpc.graph.build import COLLECT, FINAL, INVOKE, KIND_OF, PARAMETER, READ_GRAD, SET_GRAD
 from nnsight_hpc.graph.nodes import Device, DType, Ref, Seed, TensorRef
 from nnsight_hpc.graph.operations import IN_PLACE, PROTOCOL, VIEWS
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from nnsight_hpc.execution.stops import Stop
     from nnsight_hpc.graph.nodes import Node
 
-_READS = {op: kind for kind, op in READS.items()}
 _BY_NAME = frozenset({FINAL, COLLECT, INVOKE, PARAMETER})
 """Operations whose arguments are numbers of nodes or names, not values."""
 
@@ -77,7 +77,7 @@ class Step:
         fresh: bool,
     ) -> None:
         self.node, self.needs, self.then, self.stop = node, needs, then, stop
-        self.reads = _READS.get(node.op, "") if whole else ""
+        self.reads = KIND_OF.get(node.op, "") if whole and node.op not in SETTERS else ""
         gradient = node.op in (READ_GRAD, SET_GRAD)
         self.args = () if node.op in _BY_NAME else node.args[1:] if stop and not gradient else node.args
         self.kwargs = {} if node.op in _BY_NAME or gradient else dict(node.kwargs)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST = 256
 _LARGE = 5_000
-"""Graphs with more nodes are not remembered: their schedules take megabytes."""
+"""Of graphs with more nodes only the last is remembered: their schedules take megabytes."""
 _schedules: OrderedDict[Hashable, Schedule] = OrderedDict()
 _recent: dict[int, tuple[tuple[Node, ...], tuple[bool, str, Mapping[str, int]], Schedule]] = {}
 """Those that were asked for last, by the identity of their nodes, which are held so that it stays their own."""
@@ -40,11 +40,9 @@ def scheduled(graph: Graph, *, local: bool) -> Schedule:
     known = _recent.get(id(graph.nodes))
     if known is not None and known[0] is graph.nodes and known[1] == (local, graph.kind, graph.saves):
         return known[2]
-    if len(graph.nodes) > _LARGE:
-        validate(graph, local=local)
-        return compile_graph(graph)
-    schedule = _by_structure(graph, local=local)
-    if len(_recent) >= _MOST:
+    large = len(graph.nodes) > _LARGE
+    schedule = _compiled(graph, local=local) if large else _by_structure(graph, local=local)
+    if large or len(_recent) >= _MOST:
         _recent.clear()
     _recent[id(graph.nodes)] = (graph.nodes, (local, graph.kind, graph.saves), schedule)
     return schedule
@@ -56,13 +54,17 @@ def _by_structure(graph: Graph, *, local: bool) -> Schedule:
         if key in _schedules:
             _schedules.move_to_end(key)
             return _schedules[key]
-    validate(graph, local=local)
-    schedule = compile_graph(graph)
+    schedule = _compiled(graph, local=local)
     with _lock:
         _schedules[key] = schedule
         if len(_schedules) > _MOST:
             _schedules.popitem(last=False)
     return schedule
+
+
+def _compiled(graph: Graph, *, local: bool) -> Schedule:
+    validate(graph, local=local)
+    return compile_graph(graph)
 
 
 def structure(graph: Graph) -> Hashable:

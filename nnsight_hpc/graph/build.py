@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FORWARD = "model.forward"
 READS = {"input": "model.input", "inputs": "model.inputs", "output": "model.output"}
 SETS = {"input": "model.set_input", "inputs": "model.set_inputs", "output": "model.set_output"}
+KIND_OF = {op: kind for table in (READS, SETS) for kind, op in table.items()}
+"""What an operation reads or sets: ``input``, ``inputs`` or ``output``."""
 PARAMETER = "model.parameter"
 CALL = "model.call"
 SAVE = "save"

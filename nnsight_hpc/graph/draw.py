@@ -7,8 +7,22 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.graph.build import CALL, ELSE, FORWARDS, IF, INVOKE, LOOP, PARAMETER, READS, SAVE, SET_GRAD, SETS, SKIP
-from nnsight_hpc.graph.expressions import KINDS, Code, Expressions, path_of
+from nnsight_hpc.graph.build import (
+    CALL,
+    ELSE,
+    FORWARDS,
+    IF,
+    INVOKE,
+    KIND_OF,
+    LOOP,
+    PARAMETER,
+    READS,
+    SAVE,
+    SET_GRAD,
+    SETS,
+    SKIP,
+)
+from nnsight_hpc.graph.expressions import Code, Expressions, path_of
 from nnsight_hpc.graph.nodes import Ref, leaves
 from nnsight_hpc.graph.operations import IN_PLACE
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput, NotFound
@@ -139,7 +153,7 @@ class _Drawing:
             return
         name, attributes = f"n{source}", ""
         if node.op in READS.values() and (path := path_of(node)) is not None and isinstance(node.args[0], Ref):
-            name, attributes = self._modules[node.args[0].id, path], f"label={_quoted(KINDS[node.op])}"
+            name, attributes = self._modules[node.args[0].id, path], f"label={_quoted(KIND_OF[node.op])}"
         self._edges.append(f"{name} -> {to} [{attributes}];" if attributes else f"{name} -> {to};")
 
     def _cluster(self, block: int | None, depth: int, seen: frozenset[int]) -> Iterator[str]:

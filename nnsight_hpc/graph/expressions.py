@@ -19,6 +19,7 @@ from nnsight_hpc.graph.build import (
     IF,
     INVOKE,
     ITEM,
+    KIND_OF,
     LIST,
     LOG,
     LOOP,
@@ -39,7 +40,6 @@ from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Seed, Tenso
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-KINDS = {op: kind for table in (READS, SETS) for kind, op in table.items()}
 _ATOM = 20
 _UNARY = {"neg": "-", "pos": "+", "invert": "~", "not_": "not "}
 _RANKS = {
@@ -146,7 +146,7 @@ class Expressions:
 
     def point(self, node: Node) -> str:
         where, path, *_ = node.args
-        return f"{self.at(where, path, node.kwargs.get('call', 0))}.{KINDS[node.op]}"
+        return f"{self.at(where, path, node.kwargs.get('call', 0))}.{KIND_OF[node.op]}"
 
     def set_point(self, node: Node) -> Code:
         return Code(f"{self.point(node)} = {self.value(node.args[2]).text}", 0)
@@ -243,7 +243,7 @@ def path_of(node: Node) -> str | None:
     if node.op in (PARAMETER, CALL):
         place = node.args[:1]
     else:
-        place = node.args[1:2] if node.op in KINDS or node.op == SKIP else ()
+        place = node.args[1:2] if node.op in KIND_OF or node.op == SKIP else ()
     return place[0] if place and isinstance(place[0], str) else None
 
 
