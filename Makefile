@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
+# Processes that run tests, each some files. To debug: `make test WORKERS=0`, which has one, or pytest itself.
+WORKERS ?= 2
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,HOME,PATH)
 STRICT := wire graph daemon storage client slurm.batch
 
-.PHONY: help demo test test-long check format cluster cluster-down docs clean
+.PHONY: help demo test test-long test-gpu check format cluster cluster-down docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -17,11 +19,15 @@ demo: $(VENV)/demo ## the main job on this machine: no root, no Slurm, no SSH ne
 
 test: $(VENV)/dev ## the whole test suite, on a real Slurm cluster of network namespaces (root)
 	tools/debian-packages
-	$(AS_ROOT) $(BIN)/python -m pytest -m "not long"
+	$(AS_ROOT) $(BIN)/python -m pytest -m "not long" -n $(WORKERS)
 
 test-long: $(VENV)/dev ## what takes longer, seeded
 	tools/debian-packages
 	$(AS_ROOT) $(BIN)/python -m pytest -m long --timeout 3600
+
+test-gpu: $(VENV)/dev ## the tests of models and workers on this machine's GPU (exit code 5 and SKIPPED where there is none)
+	NNSIGHT_HPC_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/gpu
+	NNSIGHT_HPC_TEST_DEVICE=cuda $(BIN)/python -m pytest -n $(WORKERS) tests/oracle tests/slurm/worker tests/client/test_remote.py
 
 check: $(VENV)/dev ## lint, format, types, import rules
 	$(BIN)/ruff check .

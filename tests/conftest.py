@@ -1,3 +1,15 @@
 """What every test gets: the fixture `cluster`, and the check that nothing is left on the machine afterwards."""
 
-pytest_plugins = ["tests.cluster.plugin", "tests.models_for_tests"]
+import os
+import signal
+
+from tests.devices import DEVICE
+
+# The tensors of tests are tiny: on them a second thread costs several times what it saves. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if DEVICE == "cpu":  # on a machine with a GPU, workers that tests start would put their models there
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# A shell lets what it runs in the background ignore Ctrl-C, which the programs that tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["tests.cluster.plugin", "tests.models_for_tests", "tests.side_by_side"]

@@ -3,7 +3,8 @@
 Other people's processes come and go on the same machine, so only what is the session's own counts: processes that
 descend from it, that carry its mark in environment, command line or working folder, or that share a network or process
 namespace with such a one; the shared memory that no stranger uses; the temporary folder that the session has for
-itself. Mounts are compared as they are, but for those that logins and containers make.
+itself. Mounts are compared as they are, but for those that logins and containers make, and those in other sessions'
+temporary folders.
 """
 
 from __future__ import annotations
@@ -84,13 +85,18 @@ class Session:
             "process": {f"{p.identity.pid} (started at {p.identity.start}): {p.command}" for p in ours},
             "namespace": {name for p in ours for name in p.namespaces - own},
             "socket": set(_own_sockets()),
-            "mount": set(_mounts()),
+            "mount": {path for path in _mounts() if not self._in_a_strangers_folder(path)},
             "shared memory": set(_shared_memory({p.identity.pid for p in ours})),
             "temporary file": {
                 str(path) for path in self.temporary.iterdir() if not path.name.startswith(_OTHERS_CACHES)
             },
             "cluster": {record.identifier for record in cleanup.records() if record.session == self.identifier},
         }
+
+    def _in_a_strangers_folder(self, path: str) -> bool:
+        """Whether `path` lies in the folder for temporary files, but not below what is this session's own there."""
+        ours = any(mark in path for mark in (self.identifier, *self.marks))
+        return path.startswith(f"{self.temporary.parent}/") and not ours
 
     def leaks(self, before: Snapshot, timeout: float = 5.0) -> list[str]:
         """What is there that was not `before`; what is about to end gets `timeout` seconds for it."""
@@ -164,7 +170,7 @@ def _shared_memory(ours: set[int]) -> Iterator[str]:
     """Files in shared memory, without those that a process which is not ours has open or mapped."""
     for path in map(str, _SHARED_MEMORY.iterdir()):
         strangers = (int(p.name) for p in Path("/proc").glob("[0-9]*") if int(p.name) not in {*ours, os.getpid()})
-        if not any(_holds(pid, path) for pid in strangers):
+        if not any(_holds(pid, path) for pid in strangers) and os.path.lexists(path):  # one may just have removed it
             yield path
 
 

@@ -78,8 +78,8 @@ def temporary_file() -> Iterator[str]:
 
 
 @contextmanager
-def mount() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
+def mount(within: Path | None = None) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir=within) as folder:
         subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
         yield folder
         subprocess.run(["umount", folder], check=True)
@@ -124,3 +124,11 @@ def test_a_strangers_shared_memory_is_not_seen(test_session: Session) -> None:
         file.close()  # the stranger has it still
         assert difference(before, test_session.snapshot()) == []
         block.unlink()
+
+
+@pytest.mark.cluster
+def test_a_strangers_mount_is_not_seen(test_session: Session) -> None:
+    """What is mounted in a temporary folder that is not the session's is another's."""
+    before = test_session.snapshot()
+    with mount(within=test_session.temporary.parent):
+        assert difference(before, test_session.snapshot()) == []
