@@ -89,7 +89,7 @@ def patch(subject: Subject) -> torch.Tensor:
     ids = subject.inputs["input_ids"]
     both = {
         "input_ids": torch.cat([ids, ids.flip(1)]),
-        "attention_mask": torch.ones(2, ids.shape[1], dtype=torch.int64),
+        "attention_mask": torch.ones(2, ids.shape[1], dtype=torch.int64, device=ids.device),
     }
     layer, head = subject.layers(subject.plain)[subject.depth // 2], subject.head(subject.plain)
     with torch.no_grad(), _hooks((layer, change), (head, _keep(kept))):

@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 import platformdirs
 
@@ -37,8 +37,12 @@ _STOP_SECONDS = 150
 """More than `daemon stop --workers` takes at most."""
 
 
-def run_demo(folder: Path, *, keep: bool = False, documents: int = DOCUMENTS) -> None:
-    """Run the demonstration with its results in `folder`, dumping so many documents.
+def run_demo(
+    folder: Path, *, keep: bool = False, documents: int = DOCUMENTS, narration: TextIO | None = None
+) -> dict[str, Any]:
+    """Run the demonstration with its results in `folder`, dumping so many documents; what it did, and in how many seconds.
+
+    What is shown on the way, the steps' own output too, goes to `narration` (stdout).
 
     Raises
     ------
@@ -47,7 +51,9 @@ def run_demo(folder: Path, *, keep: bool = False, documents: int = DOCUMENTS) ->
     HpcError
         A step failed; it has said why.
     """
-    _Demo(_emptied(folder.absolute()), keep=keep, documents=documents).run()
+    shown = _Demo(_emptied(folder.absolute()), narration or sys.stdout, keep=keep, documents=documents)
+    shown.run()
+    return {"folder": str(folder.absolute()), "documents": documents, "seconds": shown.seconds}
 
 
 def _emptied(folder: Path) -> Path:
@@ -67,8 +73,8 @@ def _emptied(folder: Path) -> Path:
 class _Demo:
     """The steps, each timed; `seconds` is what `demo.json` holds in the end."""
 
-    def __init__(self, folder: Path, *, keep: bool, documents: int) -> None:
-        self._folder, self._keep, self._documents = folder, keep, documents
+    def __init__(self, folder: Path, narration: TextIO, *, keep: bool, documents: int) -> None:
+        self._folder, self._narration, self._keep, self._documents = folder, narration, keep, documents
         self._model = f"{platformdirs.user_cache_dir('nnsight-hpc', appauthor=False)}/models/SmolLM2-135M-Instruct"
         state = {HOME_VARIABLE: str(folder / "state"), SCRATCH_VARIABLE: str(folder / "scratch")}
         self._environment = {**os.environ, **state, "NNSIGHT_HPC_CLUSTER": "local"}
@@ -110,7 +116,10 @@ class _Demo:
     def _step(self, name: str, title: str) -> None:
         self._end_step()
         self._current, self._began = name, time.perf_counter()
-        print(f"\n=== {title}", flush=True)
+        self._say(f"\n=== {title}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._narration, flush=True)
 
     def _end_step(self) -> None:
         if self._current:
@@ -127,8 +136,9 @@ class _Demo:
         self._run([sys.executable, "-m", module, *arguments], shown=["python", "-m", module, *arguments])
 
     def _run(self, command: list[str], *, shown: list[str]) -> None:
-        print(f"$ {shlex.join(shown)}", flush=True)
-        if code := _wait(subprocess.Popen(command, env=self._environment, process_group=0)):
+        self._say(f"$ {shlex.join(shown)}")
+        step = subprocess.Popen(command, env=self._environment, process_group=0, stdout=self._narration)
+        if code := _wait(step):
             raise HpcError(
                 f"the demonstration stopped: {shown[0]} {shown[1]} … ended with exit code {code}",
                 where=str(self._folder),
@@ -166,7 +176,7 @@ class _Demo:
         write_atomically(self._folder / _MARK, json.dumps({"seconds": self.seconds}).encode(), mode=0o644)
         stop = f"{HOME_VARIABLE}={self._environment[HOME_VARIABLE]} nnsight-hpc daemon stop --workers"
         running = f"Daemon and worker still run; to stop them:\n{stop}\n" if self._keep else "Nothing runs any more. "
-        print(f"\n=== Done in {total:.0f} s. {running}Everything lies in {self._folder}:")
+        self._say(f"\n=== Done in {total:.0f} s. {running}Everything lies in {self._folder}:")
         for name, what in (
             ("activation_patching.png", "the heat map"),
             (f"{DATASET}.zarr", "the fetched dataset"),
@@ -174,8 +184,8 @@ class _Demo:
             ("scratch", "the dataset as the worker wrote it"),
             ("state", "logs of daemon and worker, requests"),
         ):
-            print(f"  {name:<26}{what}")
-        print(f"  {self._model}: the model, for further runs")
+            self._say(f"  {name:<26}{what}")
+        self._say(f"  {self._model}: the model, for further runs")
 
 
 def _wait(step: subprocess.Popen[bytes]) -> int:

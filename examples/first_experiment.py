@@ -137,7 +137,7 @@ def _heat_map(restored: torch.Tensor, tokens: Sequence[str], file: Path) -> Path
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(figsize=(8, 7), layout="constrained")
-    image = axes.imshow(restored, aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1)
+    image = axes.imshow(restored.float(), aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1)
     axes.set_xticks(range(len(tokens)), [repr(token)[1:-1] for token in tokens], rotation=45, ha="right")
     axes.set(ylabel="layer", title="Activation patching: how much of the answer “Paris” comes back")
     figure.colorbar(image, label="restored part of the logit difference")

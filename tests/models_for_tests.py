@@ -1,5 +1,6 @@
 """Models that tests share: a tiny random Llama with a real tokenizer, and the real SmolLM2-135M."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -51,4 +52,7 @@ def smollm2() -> Path:
     """The folder of SmolLM2-135M, converted once for a checkout (about half a minute)."""
     from nnsight_hpc.models.smollm2 import prepare
 
-    return prepare(CACHE / "nnsight-hpc" / "models" / "SmolLM2-135M-Instruct")
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "conversion").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests that run side by side may want it at the same time
+        return prepare(CACHE / "nnsight-hpc" / "models" / "SmolLM2-135M-Instruct")

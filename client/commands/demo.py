@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
-from nnsight_hpc.client.app import command
+from nnsight_hpc.client.app import App, command, pass_app
 
 
 @command()
@@ -18,8 +19,11 @@ from nnsight_hpc.client.app import command
     help="Where everything goes; a folder of an earlier demonstration is made anew.",
 )
 @click.option("--keep", is_flag=True, help="Leave the daemon and the pool running.")
-def demo(out: Path, keep: bool) -> None:
+@pass_app
+def demo(app: App, out: Path, keep: bool) -> None:
     """Show everything on this machine, with a small model."""
     from nnsight_hpc.client.demo import run_demo  # noqa: PLC0415 - `--help` does not need it
 
-    run_demo(out, keep=keep)
+    # As JSON, stdout holds the result alone.
+    done = run_demo(out, keep=keep, narration=sys.stderr if app.json else sys.stdout)
+    app.answer(done, lambda: None)

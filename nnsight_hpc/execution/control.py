@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 MOST_PASSES = 1_000_000
 _MOST_CHARACTERS = 10_000
@@ -33,6 +33,30 @@ def range_of(*bounds: Any) -> range:
 
 
 def text_of(part: Any) -> str:
-    """A part of a logged line."""
-    text = str(part)
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    """A part of a logged line; of what is long, the beginning, and no more is ever made."""
+    text, pieces = "", (part[: _MOST_CHARACTERS + 1],) if isinstance(part, str) else _written(part)
+    for piece in pieces:
+        text += piece
+        if len(text) > _MOST_CHARACTERS:
+            return f"{text[:_MOST_CHARACTERS]}…"
+    return text
+
+
+def _written(value: Any) -> Iterator[str]:
+    """What `str` makes of a value that is no text itself, piece by piece."""
+    if type(value) is str:
+        yield repr(value[:_MOST_CHARACTERS])
+    elif type(value) is list or type(value) is tuple:
+        yield "[" if type(value) is list else "("
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _written(item)
+        yield "]" if type(value) is list else ",)" if len(value) == 1 else ")"
+    elif type(value) is dict:
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield f"{', ' if number else ''}{key!r}: "
+            yield from _written(item)
+        yield "}"
+    else:
+        yield repr(value)

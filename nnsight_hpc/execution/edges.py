@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.execution.points import AT_A_MODULE, SETTERS, Point
 from nnsight_hpc.execution.sharing import changes_container
 from nnsight_hpc.graph.build import BACKWARD, COLLECT, FINAL, INVOKE, PARAMETER, READ_GRAD, SET_GRAD
-from nnsight_hpc.graph.limits import MAX_WORK
+from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.graph.nodes import refs_in
 from nnsight_hpc.graph.operations import IN_PLACE
 from nnsight_hpc.wire.errors import InvalidGraph
@@ -75,6 +75,7 @@ def edges_of(
     writer: dict[int, int] = {}
     shared = {block for blocks in written.values() for block in blocks}
     for number in scope.here:
+        spend(20)
         before = set(needs[number])
         for block in _touched(scope, scope.node(number), needs[number]) & shared if shared else ():
             if block in writer:
@@ -109,9 +110,10 @@ def due_of(scope: Scope, written: Mapping[int, frozenset[int]]) -> tuple[dict[Po
     passed: dict[int, int] = {}  # of each memory the last forward that the program is past
     due: dict[Point, list[int]] = defaultdict(list)
     after: dict[int, int] = {}
-    over, work = _over(scope), 0
+    over = _over(scope)
     parameters = set(map(scope.memory, scope.having(PARAMETER)))
     for number in scope.here:
+        spend(20)
         if point := scope.point(number):
             points[scope.memory(number)][point] = None
             if scope.node(number).op in SETTERS:
@@ -119,12 +121,10 @@ def due_of(scope: Scope, written: Mapping[int, frozenset[int]]) -> tuple[dict[Po
         for block in sorted(written.get(number, ())):
             if block in parameters:
                 raise changes_the_model(scope.node(number))
+            spend(3 * len(points[block]))
             for point in [p for p in points[block] if over[p.forward] <= number]:
                 del points[block][point]
                 passed[block] = max(point.forward, passed.get(block, point.forward))
-            work += len(points[block])
-            if work > MAX_WORK:
-                raise InvalidGraph("the graph is too entangled", why="too many points and changes of one memory")
             for point in points[block]:
                 due[point].append(number)
             if block in passed:

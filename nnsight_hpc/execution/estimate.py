@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 from nnsight_hpc.execution.estimate_budget import memory_budget
 from nnsight_hpc.execution.estimate_guard import Guard
 from nnsight_hpc.execution.estimate_walk import Walk
+from nnsight_hpc.execution.estimate_watch import Watch
 from nnsight_hpc.execution.fake_model import Twin, twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     import torch
 
@@ -31,12 +32,17 @@ _known: WeakKeyDictionary[Twin, OrderedDict[Any, Guard]] = WeakKeyDictionary()
 
 
 def check_memory(
-    graph: Graph, tensors: Mapping[str, torch.Tensor], module: torch.nn.Module, budget_bytes: int | None = None
+    graph: Graph,
+    tensors: Mapping[str, torch.Tensor],
+    module: torch.nn.Module,
+    budget_bytes: int | None = None,
+    *,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Guard:
     """Refuse a validated graph that would take more memory than there is, without running the model or taking memory.
 
-    The result is kept by the graph's structure and the form of its tensors: the same program on other prompts of the same
-    length is checked once.
+    The result is kept by the graph's structure and the form of its tensors, with the values of those that are sizes: the same
+    program on other prompts of the same length is checked once.
 
     Parameters
     ----------
@@ -44,6 +50,8 @@ def check_memory(
         The graph's tensor constants by name.
     budget_bytes
         Bytes that the graph may take besides the model; by default a share of what is free on the model's device.
+    cancelled
+        Asked before each node; None where nobody cancels.
 
     Returns
     -------
@@ -57,18 +65,25 @@ def check_memory(
         module or parameter is not there.
     ExecutionFailed
         An operation cannot work on such shapes, as in a run.
+    RequestCancelled
+        `cancelled` said so.
     """
     twin = twin_of(module)
     budget = memory_budget(twin.device) if budget_bytes is None else budget_bytes
     known = _known.setdefault(twin, OrderedDict())
-    key = _structure(graph), tuple((name, t.shape, t.dtype) for name, t in sorted(tensors.items()))
+    form = _structure(graph), tuple((name, t.shape, t.dtype) for name, t in sorted(tensors.items()))
+    sizes = tuple((name, t.item()) for name, t in sorted(tensors.items()) if t.numel() == 1)
+    key: Hashable = (form, sizes) if (form, sizes) in known else form
     guard = known.get(key)
     if guard is None or guard.estimate > budget:
-        guard = known[key] = Guard(twin, *Walk(graph, tensors, module, budget).go(), budget)
+        twin.mode.asked = False
+        guard = Guard(twin, *Walk(graph, tensors, module, budget).go(cancelled), budget)
+        key = (form, sizes) if twin.mode.asked else form  # the values of tensors are asked for where they are sizes
+        known[key] = guard
         if len(known) > _KEPT:
             known.popitem(last=False)
     known.move_to_end(key)
-    return replace(guard, budget=budget)
+    return replace(guard, budget=budget, watch=Watch(twin.device, budget))
 
 
 def _structure(graph: Graph) -> bytes:

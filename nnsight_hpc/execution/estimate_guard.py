@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from nnsight_hpc.execution.bounds import check_indices
 from nnsight_hpc.execution.estimate_budget import in_words, memory_budget
+from nnsight_hpc.execution.estimate_objects import PER_ITEM
 from nnsight_hpc.execution.fake_limits import check_parts
-from nnsight_hpc.execution.fake_tensors import UNKNOWABLE
 from nnsight_hpc.execution.resolve import carry_out
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nnsight_hpc.execution.estimate_watch import Watch
     from nnsight_hpc.execution.fake_model import Twin
     from nnsight_hpc.graph.nodes import Node
 
-PER_ITEM = 40
-"""Bytes of a number in a Python list, with the list's own entry."""
 _SMALL = 16 << 20
 """What takes no more is not held against the memory that is free."""
 _INDEX = 8
@@ -39,22 +40,27 @@ class Guard:
     estimate
         Bytes that the graph takes at its peak, without what could not be known.
     unchecked
-        The nodes whose size depends on data.
+        The nodes whose size depends on data, and on a GPU those with indices.
     budget
         Bytes that it may take.
+    watch
+        Looks before each node at what the run has taken; None: nobody does.
     """
 
     twin: Twin
     estimate: int
     unchecked: frozenset[int]
     budget: int
+    watch: Watch | None = None
 
     def check(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise `InvalidGraph` when `node` would take more memory on these real arguments than there is.
 
-        For nodes in `unchecked`, before they are carried out. It takes about 0.1 ms.
+        For nodes in `unchecked`, before they are carried out. It takes about 0.1 ms. On a GPU indices are looked at, too.
         """
         check_parts(node.op, args, kwargs)
+        if self.twin.device.type == "cuda":
+            check_indices(node.op, args, kwargs)
         needed = allocation(self.twin, node.op, args, kwargs)
         if needed <= _SMALL:
             return
@@ -79,22 +85,20 @@ def too_large(node: Node, needed: int, budget: int, why: str) -> InvalidGraph:
 
 
 def allocation(twin: Twin, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Bytes that an operation makes of real arguments, at least in its largest step; 0 where it will raise."""
+    """Bytes that an operation makes of real arguments, at least in its largest step."""
     with suppress(
         TypeError, ValueError, RuntimeError, IndexError, AttributeError
     ):  # wrong arguments are not our concern
         bound = _bound(op, args, kwargs)
         if bound is not None:
             return bound
-    fake_args, fake_kwargs = tree_map_only(torch.Tensor, lambda t: twin.fake_like(t, t.device), (args, kwargs))
+    fake_args, fake_kwargs = tree_map_only(torch.Tensor, lambda t: twin.fake_known(t, t.device), (args, kwargs))
     twin.mode.largest = 0
     try:
         with twin.active():
             carry_out(op, fake_args, fake_kwargs, twin.device)
-    except UNKNOWABLE:
+    except Exception:  # noqa: BLE001 - not known, or a fault of the fake form: then what most operations stay within
         return sum(_bytes(t) + _nonzero(t) for t in _tensors((args, kwargs)))
-    except Exception:  # noqa: BLE001 - the operation itself will raise, and say where
-        return 0
     return int(twin.mode.largest)
 
 
@@ -146,6 +150,17 @@ def _bincount(x: torch.Tensor, weights: Any = None, minlength: int = 0) -> int: 
     return max(minlength, int(x.max()) + 1 if x.numel() else 0) * _INDEX
 
 
+def _histogram(x: torch.Tensor, bins: Any, **_: Any) -> int:
+    return _histogramdd(x.flatten()[:0, None], bins)
+
+
+def _histogramdd(x: torch.Tensor, bins: Any, **_: Any) -> int:
+    """A cell for each combination of bins, one for each column, and the edges of each."""
+    each = bins if isinstance(bins, list | tuple) else [bins] * x.shape[-1]
+    numbers = [b.numel() if isinstance(b, torch.Tensor) and b.ndim else int(b) for b in each]
+    return int((math.prod(numbers) + sum(numbers)) * x.element_size())
+
+
 def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> int:
     return int(tensor.numel()) * _INDEX * (num_classes if num_classes >= 0 else int(tensor.max()) + 1)
 
@@ -163,6 +178,8 @@ _BY_NAME: dict[str, Callable[..., int]] = {
     "repeat_interleave": _repeat_interleave,
     "bincount": _bincount,
     "tolist": _tolist,
+    "histogram": _histogram,
+    "histogramdd": _histogramdd,
 }
 _BOUNDS: dict[str, Callable[..., int | None]] = {
     "operator.getitem": _getitem,

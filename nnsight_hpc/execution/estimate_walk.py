@@ -1,8 +1,9 @@
 """The memory of a graph, node by node on fake tensors in program order.
 
-Counted are the graph's constants, the values that are still needed (views share their memory), what is saved, the largest
-step on the way to each value, and the largest output of the model. With a backward pass everything before it is held. A run
-may do independent nodes in another order, and torch's allocator keeps gaps: an estimate, not a promise.
+Counted are the graph's constants, the values that are still needed (views share their memory), lists and text among them,
+what is saved, the largest step on the way to each value, and what the model holds on its way from one point to the next
+(`Course`); with a backward pass everything before it is held. A run may do independent nodes in another order, and torch's
+allocator keeps gaps: an estimate, not a promise.
 """
 
 from __future__ import annotations
@@ -11,24 +12,32 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from nnsight_hpc.execution.bounds import may_be_wrong
 from nnsight_hpc.execution.estimate_budget import in_words
-from nnsight_hpc.execution.estimate_guard import PER_ITEM, too_large
+from nnsight_hpc.execution.estimate_course import Course
+from nnsight_hpc.execution.estimate_guard import too_large
+from nnsight_hpc.execution.estimate_objects import PER_ITEM, bytes_as_result, objects_in
 from nnsight_hpc.execution.fake import UNKNOWN, Shadow
-from nnsight_hpc.execution.points import places_of
+from nnsight_hpc.execution.fake_model import STEPS
+from nnsight_hpc.execution.fake_tensors import objects_of
+from nnsight_hpc.execution.points import AT_A_MODULE, places_of
 from nnsight_hpc.graph import build
 from nnsight_hpc.graph.operations import PROTOCOL
+from nnsight_hpc.wire.errors import RequestCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from nnsight_hpc.execution.fake_model import Place, Recording
+    from nnsight_hpc.execution.points import Point
     from nnsight_hpc.graph.nodes import Graph, Node
 
 ASSUMED_PASSES = 1024
 """So many passes a loop is taken to have whose number is not known before the run."""
 _READS = frozenset({*build.READS.values(), build.RESULT})
+_MODEL = build.FORWARDS | AT_A_MODULE
+"""For these the model may be run on fakes, also with another batch: what that takes says nothing of the graph."""
 
 
 class Ledger:
@@ -69,37 +78,47 @@ class Walk:
 
     def __init__(self, graph: Graph, tensors: Mapping[str, torch.Tensor], module: torch.nn.Module, budget: int) -> None:
         self._graph, self._tensors, self._budget = graph, tensors, budget
-        self._shadow = Shadow(module, strict=False)
+        self._shadow = Shadow(module, strict=False, values=True)
         self._twin = self._shadow.twin
         self._weights = frozenset(_pieces([*self._twin.module.parameters(), *self._twin.module.buffers()]))
         self._of_model: set[Hashable] = set()
         self._saved: list[Any] = []
         self._loops = {node.args[0].id for node in graph.nodes if node.op == build.END}
-        self._touched = _touched(graph)
-        self._reached: dict[Recording, dict[Any, int]] = {}
+        self._points = places_of(graph, range(len(graph.nodes))).points
+        self._touched: dict[int, set[Place]] = defaultdict(set)
+        for point in self._points.values():
+            self._touched[point.forward].add(_place(point))
+        self._courses: dict[int, Course] = {}
+        self._outputs: dict[Recording, Sequence[int]] = {}
         self._backward = any(node.op == build.BACKWARD for node in graph.nodes)
         self._ledger = Ledger()
         self._ledger.hold(None, {name: _size(tensor) for name, tensor in tensors.items()})
 
-    def go(self) -> tuple[int, frozenset[int]]:
+    def go(self, cancelled: Callable[[], bool] | None = None) -> tuple[int, frozenset[int]]:
         """The estimate in bytes, and the nodes whose sizes depend on data.
 
-        Raises `InvalidGraph` at the first node that exceeds the budget, and what `Shadow.node` raises.
+        Raises `InvalidGraph` at the first node that exceeds the budget, `RequestCancelled` when `cancelled` says so before a
+        node, and what `Shadow.node` raises.
         """
         dropped_after = _dropped_after(self._graph)
         peak, unknown = self._ledger.live, set()
         for node in self._graph.nodes:
+            if cancelled is not None and cancelled():
+                raise RequestCancelled("the request was cancelled while its memory was estimated")
             before = self._ledger.live
             self._twin.mode.largest = 0
             value = self._shadow.node(node, self._tensors)
-            largest = 0 if node.op in build.FORWARDS else self._twin.mode.largest
+            way = self._of_forward(node) if node.op in build.FORWARDS else self._go_on(node, value)
+            largest = 0 if node.op in _MODEL else self._twin.mode.largest
             self._count(node, value)
-            needed = max(self._ledger.live, before + largest)
+            needed = max(self._ledger.live, before + max(largest, way))
             if needed > self._budget:
                 why = f"{in_words(before)} are held before it (constants, values still needed, what is saved)"
                 raise too_large(node, needed, self._budget, why)
             peak = max(peak, needed)
-            if value is UNKNOWN and node.op not in PROTOCOL:
+            if (value is UNKNOWN and node.op not in PROTOCOL) or (
+                self._twin.device.type == "cuda" and may_be_wrong(node)
+            ):
                 unknown.add(node.id)
             for done in dropped_after.get(node.id, ()):
                 self._ledger.drop(done)
@@ -109,23 +128,26 @@ class Walk:
     def _count(self, node: Node, value: Any) -> None:
         """Enter what a node has made."""
         if node.op in build.FORWARDS:
-            pieces: dict[Hashable, int] = {("forward", node.id): self._of_forward(node)}
-        elif node.op == build.SAVE:
+            return  # what it holds is counted at its points
+        if node.op == build.SAVE:
             self._count_saved(node, value)
             return
-        elif node.op == build.APPEND:
+        if node.op == build.APPEND:
             self._count_appended(node)
             return
-        elif node.op == build.COLLECT:
+        if node.op == build.COLLECT:
             each = sum(_pieces(self._shadow.value(node.args[1].id)).values())
-            pieces = {("collected", node.id): each * self._passes(node.args[1].id) // self._passes(node.id)}
+            pieces: dict[Hashable, int] = {
+                ("collected", node.id): each * self._passes(node.args[1].id) // self._passes(node.id)
+            }
         elif node.op == "Tensor.tolist":
-            listed = self._shadow.value(node.args[0].id)
+            listed = self._shadow.given(node.args[0], self._tensors)
             pieces = {("list", node.id): listed.numel() * PER_ITEM if isinstance(listed, torch.Tensor) else 0}
         else:
             pieces = {piece: size for piece, size in _pieces(value).items() if piece not in self._weights}
             if node.op in _READS:
                 self._of_model.update(pieces)
+            pieces |= objects_in(value)
         self._ledger.hold(node.id, pieces)
 
     def _count_saved(self, node: Node, value: Any) -> None:
@@ -137,26 +159,38 @@ class Walk:
             pieces = {("saved", node.id): size * passes}
         else:
             self._saved.append(value)  # its memory is known by where it lies, so that must not be given to others
-        self._ledger.hold(None, pieces)
+        self._ledger.hold(None, {**pieces, ("result", node.id): bytes_as_result(value) * passes})
 
     def _count_appended(self, node: Node) -> None:
         container, value = node.args[0].id, self._shadow.value(getattr(node.args[1], "id", None))
         times = self._passes(node.id) // self._passes(container)
         pieces: Mapping[Hashable, int] = _pieces(value)
         if times > 1:
-            pieces = {("appended", node.id): sum(pieces.values()) * times}
+            pieces = {("appended", node.id): (sum(pieces.values()) + PER_ITEM) * times}
         self._ledger.hold(container, pieces)
 
     def _of_forward(self, node: Node) -> int:
-        """The largest output of the model's modules up to the last point that the graph touches; with a backward, of all."""
+        """The most that the model holds up to the last point that the graph touches."""
         passage = self._shadow.passage(node.id)
         if passage is None or passage.recording is None:
             return 0
-        if passage.recording not in self._reached:
-            self._reached[passage.recording] = _bytes_until(passage.recording, add=self._backward)
-        reached = self._reached[passage.recording]
-        whole = next(reversed(reached.values()), 0)
-        return max((reached.get(place, whole) for place in self._touched[node.id]), default=0)
+        if self._backward and passage.recording not in self._outputs:
+            self._outputs[passage.recording] = _outputs_until(passage.recording)
+        footprint, outputs = self._twin.footprint(passage.call), self._outputs.get(passage.recording, ())
+        course = Course(footprint, self._touched[node.id], further=_further_steps(node), outputs=outputs)
+        self._courses[node.id] = course
+        return course.whole()
+
+    def _go_on(self, node: Node, value: Any) -> int:
+        """Follow the model to the point where a node stands; the most that it holds on the way, beyond what it held before."""
+        point = self._points.get(node.id)
+        if point is None or point.forward not in self._courses:
+            return 0
+        course = self._courses[point.forward]
+        way = course.to(_place(point), _pieces(value) if node.op in _READS else {})
+        self._ledger.drop(point.forward)
+        self._ledger.hold(point.forward, {("forward", point.forward): course.holds})
+        return way
 
     def _passes(self, node: int) -> int:
         """How often a node runs: the product of the passes of the loops around it."""
@@ -178,28 +212,31 @@ class Walk:
         return {node for node in varying if self._graph.nodes[node].op not in PROTOCOL}
 
 
-def _touched(graph: Graph) -> dict[int, set[Place]]:
-    """For each forward the places of the model that the graph reads or sets, as a `Recording` has them."""
-    touched: dict[int, set[Place]] = defaultdict(set)
-    for point in places_of(graph, range(len(graph.nodes))).points.values():
-        if point.kind != "grad":
-            kind = "inputs" if point.kind in ("input", "inputs") else "output"
-            touched[point.forward].add((point.module.partition(":")[0], kind, point.call))
-    return touched
+def _place(point: Point) -> Place:
+    """The place of a point as a `Recording` has it; the result of a generation is at no place, and so at its end."""
+    kind = "inputs" if point.kind in ("input", "inputs") else "output"
+    call = -1 if point.kind == "result" else point.call
+    return (point.module.partition(":")[0], kind, call)
 
 
-def _bytes_until(recording: Recording, *, add: bool) -> dict[Place, int]:
-    """For each place of a forward, in its order, the bytes of the largest output up to there, or (`add`) of all of them."""
-    until: dict[Place, int] = {}
+def _outputs_until(recording: Recording) -> list[int]:
+    """For each place of a forward, in its order, the bytes of all outputs of modules up to there."""
+    until: list[int] = []
     seen: set[Hashable] = set()
     bytes_ = 0
     for place, value in recording.points.items():
         if place[1] == "output":
             pieces = {piece: size for piece, size in _pieces(value).items() if piece not in seen}
             seen.update(pieces)
-            bytes_ = bytes_ + sum(pieces.values()) if add else max([bytes_, *pieces.values()])
-        until[place] = bytes_
+            bytes_ += sum(pieces.values())
+        until.append(bytes_)
     return until
+
+
+def _further_steps(node: Node) -> int:
+    """The steps of a generation beyond those that are run on fakes."""
+    tokens = node.kwargs.get("max_new_tokens", 0)
+    return max(0, tokens - STEPS) if node.op == build.GENERATE and isinstance(tokens, int) else 0
 
 
 def _dropped_after(graph: Graph) -> dict[int, list[int]]:
@@ -229,7 +266,7 @@ def _around(graph: Graph, node: Node) -> Iterator[int]:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in objects_of(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _size(tensor: torch.Tensor) -> int:

@@ -6,17 +6,21 @@ import reprlib
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.build import CALL, FORWARDS
+import torch
+
+from nnsight_hpc.graph.build import CALL, FORWARDS, GENERATE
 from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph, execution_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
-
     from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.schedule import Schedule
     from nnsight_hpc.graph.nodes import Node
+
+
+class OutOfMemoryError(execution_error("MemoryError"), torch.OutOfMemoryError):  # type: ignore[misc] # made by a function
+    """A GPU has no memory left: torch's own type here, and a `MemoryError` where torch is not."""
 
 
 def explained(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> HpcError:
@@ -26,8 +30,11 @@ def explained(node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], error:
     name = type(error).__name__
     bases = [base.__name__ for base in type(error).__mro__]
     known = next((base for base in bases if execution_error(base) is not ExecutionFailed), name)
+    kind = execution_error(known)
+    if isinstance(error, torch.OutOfMemoryError):
+        known, kind = "MemoryError", OutOfMemoryError
     module = f" on module {node.args[0]}" if node.op == CALL else ""
-    return execution_error(known)(
+    return kind(
         f"{name}: {error}",
         where=str(node.source or f"node {node.id}"),
         why=f"in {node.op}({_described(args, kwargs)}){module}",
@@ -82,12 +89,15 @@ def out_of_order(node: Node, point: Point, *needed: Point) -> InvalidGraph:
 def never_reached(node: Node, schedule: Schedule, done: Sequence[int]) -> InvalidGraph:
     """The forwards are over and `node` never ran: some point that it needs did not come."""
     awaited = [] if node.op in FORWARDS else _awaited(node, schedule, done)
-    what = f"the model did not reach {awaited[0]}" if awaited else "a trace uses a value of a trace that comes after it"
-    return InvalidGraph(
-        what,
-        where=str(node.source or f"node {node.id}"),
-        why="the module was not called in this forward, or not that often" if awaited else "",
-    )
+    source = str(node.source or f"node {node.id}")
+    if not awaited:
+        return InvalidGraph("a trace uses a value of a trace that comes after it", where=source)
+    what, [point, *_] = f"the model did not reach {awaited[0]}", awaited
+    if point.call and schedule.step_of(point.forward).node.op == GENERATE:
+        why = "the generation ended before that step, or the module was not called in each"
+        instead = "loop over tracer.iter[:]: after it a name is what the last step that came has left"
+        return InvalidGraph(what, where=source, why=why, next=instead)
+    return InvalidGraph(what, where=source, why="the module was not called in this forward, or not that often")
 
 
 def _awaited(node: Node, schedule: Schedule, done: Sequence[int]) -> list[Point]:

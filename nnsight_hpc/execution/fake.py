@@ -48,6 +48,8 @@ class Shadow:
         The model, real or on the meta device. It is not run and not changed; its form is copied once (`fake_model`).
     strict
         Whether what the model itself raises on fakes is an error. Otherwise its points are unknown, and a run will tell.
+    values
+        Whether the values of constants of one element count, which may be sizes, and not the form of constants alone.
 
     Attributes
     ----------
@@ -57,9 +59,9 @@ class Shadow:
         Items and variables of loops that may have another form at a later pass than at the first.
     """
 
-    def __init__(self, module: torch.nn.Module, *, strict: bool = True) -> None:
+    def __init__(self, module: torch.nn.Module, *, strict: bool = True, values: bool = False) -> None:
         self.twin: Twin = twin_of(module)
-        self._strict = strict
+        self._strict, self._known = strict, values
         self.why = ""
         self._values: dict[int, Any] = {}
         self._constants: dict[str, torch.Tensor] = {}
@@ -93,6 +95,10 @@ class Shadow:
         """The value of an earlier node that is not dropped yet; `UNKNOWN` of any other."""
         return UNKNOWN if node is None else self._values.get(node, UNKNOWN)
 
+    def given(self, argument: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+        """The fake value of an argument of a node: of an earlier node or a constant."""
+        return map_leaves(argument, lambda leaf: self._leaf(leaf, tensors))
+
     def forget(self, node: int) -> None:
         """Drop the value of a node that nothing uses any more."""
         self._values.pop(node, None)
@@ -109,7 +115,7 @@ class Shadow:
         if node.block in self._dead and node.op != build.ELSE:
             self._dead.add(node.id)
             return UNKNOWN
-        args, kwargs = map_leaves((node.args, dict(node.kwargs)), lambda leaf: self._leaf(leaf, tensors))
+        args, kwargs = self.given((node.args, dict(node.kwargs)), tensors)
         special = self._special.get(node.op)
         shown = args[1:] if args and isinstance(args[0], Passage | Part) else args
         try:
@@ -130,7 +136,8 @@ class Shadow:
             return self._values[leaf.id]
         if isinstance(leaf, TensorRef):
             if leaf.name not in self._constants:
-                self._constants[leaf.name] = self.twin.fake_like(tensors[leaf.name], self.twin.device)
+                fake = self.twin.fake_known if self._known else self.twin.fake_like
+                self._constants[leaf.name] = fake(tensors[leaf.name], self.twin.device)
             return self._constants[leaf.name]
         return constant(leaf, self.twin.device)
 
@@ -284,6 +291,9 @@ class Shadow:
         check_container(args[0])
         return args[0]
 
+    def _count(self, _node: Node, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+        return UNKNOWN if args[0] is UNKNOWN else len(args[0])
+
     def _range(self, _node: Node, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         return UNKNOWN if is_unknown(args) or any(isinstance(a, torch.Tensor) for a in args) else range(*args)
 
@@ -311,9 +321,13 @@ class Shadow:
         build.FINAL: _final,
         build.COLLECT: _collect,
         build.RANGE: _range,
+        build.LEAVE: _unknown,
+        build.CHECK: _nothing,
+        build.REACHED: _unknown,
         build.LIST: _list,
         build.DICT: _dict,
         build.APPEND: _append,
+        build.LENGTH: _count,
     }
 
 

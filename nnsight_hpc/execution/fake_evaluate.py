@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnsight_hpc.execution.fake_limits import check_parts
-from nnsight_hpc.execution.fake_tensors import UNKNOWABLE, UNKNOWN, is_unknown
+from nnsight_hpc.execution.fake_tensors import SMALL, UNKNOWABLE, UNKNOWN, is_unknown, size_of
 from nnsight_hpc.execution.resolve import carry_out
 from nnsight_hpc.graph.operations import IN_PLACE
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from nnsight_hpc.execution.fake_model import Twin
 
-_SMALL = 1 << 20
 _ALL_DATA = frozenset({"Tensor.tolist"})
 """What gives data and nothing else. (Fake tensors would make a list of a billion unknown numbers before they say so.)"""
 _TAKES_A_PART = frozenset({"operator.getitem", "attribute"})
@@ -61,7 +59,8 @@ def _check_kernel(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 
 
 def _missing_kernel(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[FakeTensor]) -> str:
-    if not tensors or any(t.device.type != "cpu" for t in tensors) or math.prod(_numbers((args, kwargs))) > _SMALL:
+    plain = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, torch.Tensor)]
+    if not tensors or any(t.device.type != "cpu" for t in tensors) or size_of(plain) > SMALL:
         return ""
     try:
         _on_zeros(op, args, kwargs, lambda shape: [min(length, 2) for length in shape])
@@ -78,8 +77,8 @@ def _confirmed(twin: Twin, error: Exception, op: str, args: tuple[Any, ...], kwa
     Raises the error of the real operation if it has one, or else gives the fake form of its result. Where the tensors are not
     small, or not on one device, the fake form is believed.
     """
-    tensors, numbers = _fakes((args, kwargs)), _numbers((args, kwargs))
-    if len({t.device for t in tensors}) > 1 or math.prod([*(max(t.numel(), 1) for t in tensors), *numbers]) > _SMALL:
+    tensors = _fakes((args, kwargs))
+    if len({t.device for t in tensors}) > 1 or size_of(tree_leaves((args, kwargs))) > SMALL:
         raise error
     try:
         result = _on_zeros(op, args, kwargs, list)
@@ -98,7 +97,3 @@ def _on_zeros(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], sized: Cal
 
 def _fakes(value: Any) -> list[FakeTensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, FakeTensor)]
-
-
-def _numbers(value: Any) -> list[int]:
-    return [abs(leaf) for leaf in tree_leaves(value) if isinstance(leaf, int) and abs(leaf) > 1]

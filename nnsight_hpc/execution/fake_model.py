@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+from nnsight_hpc.execution.fake_memory import Alive
 from nnsight_hpc.execution.fake_tensors import UNKNOWN, Copying, Mode, described, quiet
 from nnsight_hpc.execution.source import instrumented
+from nnsight_hpc.models.devices import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,11 +46,49 @@ class Recording:
         pairs of arguments and keywords.
     result
         What the call of the model returned; `UNKNOWN` for a generation.
+    footprint
+        How much memory such a run takes, once that was asked for.
     """
 
     points: dict[Place, Any] = field(default_factory=dict)
     result: Any = UNKNOWN
     calls: Counter[str] = field(default_factory=Counter)
+    footprint: Footprint | None = None
+
+    def note(self, place: Place, value: Any) -> None:
+        """What stands at a place that the run has come to."""
+        self.points[place] = value
+
+
+class Footprint(Recording):
+    """A run of which no value is kept, so that each lives as long as in a real run.
+
+    Attributes
+    ----------
+    number
+        Of each place, its number in the order of the run.
+    held
+        For each number, the bytes beside weights and inputs that were held at most since the place before, and that are held
+        there.
+    growth
+        By how many bytes a generation holds more at a step than at the one before.
+    """
+
+    def __init__(self, alive: Alive) -> None:
+        super().__init__()
+        self.number: dict[Place, int] = {}
+        self.held: list[tuple[int, int]] = []
+        self._alive, self._at_steps = alive, [0]
+
+    def note(self, place: Place, _value: Any) -> None:
+        self.number[place] = len(self.held)
+        self.held.append(self._alive.since())
+        if place[:2] == ("", "inputs"):
+            self._at_steps.append(self._alive.now)
+
+    @property
+    def growth(self) -> int:
+        return max(0, self._at_steps[-1] - self._at_steps[-2])
 
 
 @dataclass(frozen=True)
@@ -77,7 +118,7 @@ class Twin:
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        device = device_of(module)
         self.device = torch.device("cpu") if device.type == "meta" else device
         self.mode = Mode(allow_non_fake_inputs=True)
         self.runs = 0
@@ -104,6 +145,13 @@ class Twin:
     def fake_like(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         with torch._C.DisableTorchFunctionSubclass(), self.mode:  # noqa: SLF001 - also while a module is copied
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    def fake_known(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """As `fake_like` for a real tensor; the value of one of one element is known, for it may be a size."""
+        fake = self.fake_like(tensor, device)
+        if tensor.numel() == 1:
+            self.mode.know(fake, tensor.detach().clone())
+        return fake
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -146,6 +194,22 @@ class Twin:
             finally:
                 self._changes = {}
 
+    def footprint(self, call: Call) -> Footprint:
+        """How much memory a call takes that was recorded: found out by one more run, and kept with the recording."""
+        recording = self.record(call)
+        if recording.footprint is None:
+            given = (leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor))
+            alive = Alive([*self.module.parameters(), *self.module.buffers(), *given])
+            footprint = Footprint(alive)
+            with self._lock:
+                self.mode.follow = alive.follow
+                try:
+                    self._run(call, frozenset(), footprint)
+                finally:
+                    self.mode.follow = footprint.result = None
+            recording.footprint = footprint
+        return recording.footprint
+
     def works(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether the model runs on fakes at all, as far as can be tried: a language model with two tokens."""
         if "input_ids" not in kwargs:
@@ -164,10 +228,10 @@ class Twin:
         except Exception as error:  # noqa: BLE001 - it is kept like a result, and raised again
             return error.with_traceback(None)
 
-    def _run(self, call: Call, operations: frozenset[str]) -> Recording:
+    def _run(self, call: Call, operations: frozenset[str], into: Recording | None = None) -> Recording:
         self.runs += 1
-        self._recording = recording = Recording()
-        self.mode.answers = call.generate
+        self._recording = recording = into or Recording()
+        self.mode.answers, self.mode.given = call.generate, False  # what is kept by shapes must not depend on values
         try:
             with ExitStack() as stack:
                 for path in operations:
@@ -180,7 +244,7 @@ class Twin:
         except _Enough:
             pass
         finally:
-            self._recording, self.mode.answers = None, False
+            self._recording, self.mode.answers, self.mode.given = None, False, True
         return recording
 
     def _operation(
@@ -237,7 +301,7 @@ class Twin:
             args, kwargs = self._put(place, args, kwargs)
             if not path:
                 self._mask = kwargs.get(_MASK)
-            self._recording.points[place] = self._without_made_mask(args, kwargs, mask_at)
+            self._recording.note(place, self._without_made_mask(args, kwargs, mask_at))
             return args, kwargs
 
         def after(_: Any, _args: Any, output: Any) -> Any:
@@ -246,10 +310,11 @@ class Twin:
                 return None
             place = (path, "output", recording.calls[path])
             recording.calls[path] += 1
-            recording.points[place] = self._changes.get(place, output)
+            now = self._changes.get(place, output)
+            recording.note(place, now)
             if not path and self.mode.answers and recording.calls[""] == STEPS:
                 raise _Enough
-            return recording.points[place]
+            return now
 
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from nnsight_hpc.execution.batch import Batch
 from nnsight_hpc.execution.fake_model import STEPS
 from nnsight_hpc.execution.fake_tensors import UNKNOWABLE, UNKNOWN, alike, fresh, is_unknown
-from nnsight_hpc.execution.rows import Rows
+from nnsight_hpc.execution.points import Point
 
 if TYPE_CHECKING:
     from nnsight_hpc.execution.fake_model import Call, Place, Recording, Twin
+    from nnsight_hpc.execution.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Passage:
 
     Attributes
     ----------
+    call
+        The call of the model that it is.
     why
         Why nothing is known of the points, if nothing is.
 
@@ -39,7 +41,7 @@ class Passage:
     """
 
     def __init__(self, twin: Twin, call: Call, *, strict: bool) -> None:
-        self._twin, self._call = twin, call
+        self._twin, self.call = twin, call
         self._at: dict[Place, Any] = {}
         self._skipped: list[str] = []
         self._changed = False
@@ -61,7 +63,8 @@ class Passage:
     def read(self, path: str, kind: str, call: int, part: Part | None) -> Any:
         """What stands at a point now; `UNKNOWN` where the run on fakes did not come."""
         value = self._whole(path, kind, call)
-        return value if part is None else self._rows(path, call, part).cut(value)
+        rows = self._rows(path, kind, call, part)
+        return value if rows is None else rows.cut(value)
 
     def set(self, path: str, kind: str, call: int, part: Part | None, value: Any) -> None:
         """Put a value at a point, or skip its module; raises what the model raises when it cannot go on with that."""
@@ -71,8 +74,8 @@ class Passage:
             self._skipped.append(f"{path}.")
         if is_unknown(value) or now is UNKNOWN:
             self._at[place] = UNKNOWN
-        elif part is not None:
-            self._rows(path, call, part).put(value, now)
+        elif (rows := self._rows(path, kind, call, part)) is not None:
+            rows.put(value, now)
         else:
             self._at[place] = self._with_first(place, value) if kind == "input" else value
             if not alike(now, value):
@@ -81,7 +84,8 @@ class Passage:
     def result(self, part: Part | None) -> Any:
         """What the call of the model returned."""
         value = UNKNOWN if self.recording is None else fresh(self.recording.result)
-        return value if part is None else self._rows("", 0, part).cut(value)
+        rows = self._rows("", "result", 0, part)
+        return value if rows is None else rows.cut(value)
 
     def _whole(self, path: str, kind: str, call: int) -> Any:
         if kind != "input":
@@ -104,7 +108,7 @@ class Passage:
             return self._at[place]
         recording = self._with_operation(path) if ":" in path else self.recording
         calls = recording.calls[path]
-        if not self._call.generate or number < calls:
+        if not self.call.generate or number < calls:
             return recording.points.get(place, UNKNOWN)
         if not calls or calls % STEPS:
             return UNKNOWN
@@ -112,16 +116,17 @@ class Passage:
         last, before = (recording.points[path, kind, step * each + number % each] for step in (STEPS - 1, STEPS - 2))
         return last if alike(last, before) else UNKNOWN  # what grows from step to step is not known
 
-    def _rows(self, path: str, number: int, part: Part) -> Rows:
-        """The rows of a part, of the batch that the model has at that step."""
-        args, kwargs = self._call.args, self._call.kwargs
+    def _rows(self, path: str, kind: str, number: int, part: Part | None) -> Rows | None:
+        """The rows of a part, of the batch that the model has at that step; None for all."""
+        if part is None:
+            return None
+        operations = frozenset({path} if ":" in path else ())
+        batch = Batch(self._twin.module, self.call, operations, lambda: self._twin)
         if self.recording is not None:
             each = max(self.recording.calls[path] // STEPS, 1)
-            step = min(number // each, STEPS - 1) if self._call.generate else 0
-            args, kwargs = self.recording.points["", "inputs", step]
-        given = [kwargs.get("input_ids"), *args, *kwargs.values()]
-        shown = next(value for value in given if isinstance(value, torch.Tensor) and value.ndim)
-        return Rows(part.start, part.stop, shown.shape[0], shown.shape[1] if shown.ndim > 1 else None)
+            step = min(number // each, STEPS - 1) if self.call.generate else 0
+            batch.look(*self.recording.points["", "inputs", step])
+        return batch.part(part.start, part.stop, Point(0, path, kind, number))
 
     def _with_operation(self, path: str) -> Recording:
         """A run in which an operation inside of a forward is looked at, too."""
@@ -133,7 +138,7 @@ class Passage:
         """Run the model with all that was set in place."""
         self._changed = True
         self._operations.clear()
-        if self._call.generate:
+        if self.call.generate:
             self.recording, self.why = None, "a value of another form was set in a generation"
             return
         try:
@@ -143,7 +148,7 @@ class Passage:
 
     def _run(self, operations: frozenset[str]) -> Recording:
         if not self._changed:
-            return self._twin.record(self._call, operations)
+            return self._twin.record(self.call, operations)
         changes = {place: value for place, value in self._at.items() if value is not UNKNOWN}
         touched = {path for path, _, _ in changes if ":" in path}
-        return self._twin.rerun(self._call, changes, operations | touched)
+        return self._twin.rerun(self.call, changes, operations | touched)

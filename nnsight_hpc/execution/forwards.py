@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.graph.build import APPLY, BACKWARD, END, LOG, READS, SAVE
+from nnsight_hpc.graph.build import APPLY, BACKWARD, CHECK, END, LOG, READS, SAVE
+from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
@@ -14,8 +17,9 @@ if TYPE_CHECKING:
     from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.scope import Scope
 
-_SEEN_OUTSIDE = frozenset({SAVE, LOG, APPLY, BACKWARD, END})
+_SEEN_OUTSIDE = frozenset({SAVE, LOG, CHECK, APPLY, BACKWARD, END})
 _IN_A_FORWARD = frozenset({*READS, "skip"})
+_BITS_IN_A_STEP = 10_000
 _MOST_LOOKED_AT = 1_000_000
 """So many steps are taken when a graph is looked through for values of later layers; what is beyond the run finds out."""
 
@@ -42,11 +46,19 @@ def _own_forward(scope: Scope, number: int) -> int:
 
 
 def _sorted_forwards(scope: Scope, before: Mapping[int, list[int]], edges: Mapping[int, set[int]]) -> tuple[int, ...]:
-    needed: dict[int, set[int]] = {}  # of each node the forwards that it waits for
+    forwards = [*before]
+    bits = {forward: 1 << place for place, forward in enumerate(forwards)}
+    needed: dict[int, int] = {}  # of each node the forwards that it waits for, a bit each
     for number in scope.here:
-        needed[number] = {_own_forward(scope, number)} - {-1}
-        needed[number] |= {forward for ref in edges[number] for forward in needed.get(ref, ())}
-    waits = {forward: {f for n in numbers for f in needed[n]} - {forward} for forward, numbers in before.items()}
+        needed[number] = functools.reduce(
+            operator.or_, (needed.get(ref, 0) for ref in edges[number]), bits.get(_own_forward(scope, number), 0)
+        )
+        spend((1 + len(edges[number])) * (1 + needed[number].bit_length() // _BITS_IN_A_STEP))
+    waits: dict[int, list[int]] = {}
+    for forward, numbers in before.items():
+        wanted = functools.reduce(operator.or_, (needed[number] for number in numbers)) & ~bits[forward]
+        waits[forward] = [other for other, bit in zip(forwards, f"{wanted:b}"[::-1], strict=False) if bit == "1"]
+        spend(len(forwards) // 8 + 2 * len(waits[forward]))
     try:
         return tuple(TopologicalSorter(waits).static_order())
     except CycleError as error:
@@ -55,7 +67,8 @@ def _sorted_forwards(scope: Scope, before: Mapping[int, list[int]], edges: Mappi
             "two forward passes each need a value of the other",
             where=str(one.source or f"node {one.id}"),
             why=f"the other one: {other.source or f'node {other.id}'}. Invokes of unequal length run one after the other",
-            next="give the invokes prompts of one length, so that they share a forward, or use two traces",
+            next="give the invokes prompts of one length, add `with tracer.invoke():`, which pads them into one forward, or "
+            "use two traces",
         ) from None
 
 
@@ -98,6 +111,7 @@ def crossings(
             waiting, seen = [number], {number}
             while waiting and left:
                 left -= 1
+                spend(5)
                 one = waiting.pop()
                 other = scope.point(one)
                 if other and one != number and other.forward == point.forward and other.place != point.place:

@@ -29,7 +29,7 @@ def attached(value: Any) -> Any:
             return tensor
         return tensor.detach().requires_grad_().clone()  # a clone: leaves must not be changed in place
 
-    return tree_map_only(torch.Tensor, begin, value)
+    return begin(value) if type(value) is torch.Tensor else tree_map_only(torch.Tensor, begin, value)
 
 
 class Gradient:

@@ -7,26 +7,30 @@ outstanding the forward is left: what comes later in the model is not computed.
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from nnsight_hpc.execution.arguments import arguments_of
+from nnsight_hpc.execution.batch import Batch
 from nnsight_hpc.execution.failures import explained, in_the_model
-from nnsight_hpc.execution.source import instrumented
+from nnsight_hpc.execution.fake_model import Call
+from nnsight_hpc.execution.plain import within
+from nnsight_hpc.execution.source import SLOTS, instrumented
 from nnsight_hpc.execution.stops import Stop, Visits
 from nnsight_hpc.graph.build import GENERATE
 from nnsight_hpc.graph.nodes import map_leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch.utils.hooks import RemovableHandle
-
+    from nnsight_hpc.execution.arguments import Given
     from nnsight_hpc.execution.rows import Rows
     from nnsight_hpc.execution.run import Run
-    from nnsight_hpc.execution.steps import Step
+    from nnsight_hpc.execution.steps import Go, Step
+    from nnsight_hpc.graph.nodes import Node
 
 
 class _Left(BaseException):
@@ -47,6 +51,8 @@ class Moment(Protocol):
 
 class Before:
     """The arguments of a module that is about to run. ``input`` is the first positional one, or else the first keyword's."""
+
+    __slots__ = ("_within", "args", "changed", "kwargs", "skipped", "skipped_rows")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, within: bool = False) -> None:
         self.args, self.kwargs = args, kwargs
@@ -76,14 +82,15 @@ class Before:
     def skip_rows(self, rows: Rows, value: Any) -> None:
         """Some rows skip the module: it runs for the others, and theirs is replaced in its output. If all do, nothing runs."""
         self.skipped_rows.append((rows, value))
-        parts = sorted(self.skipped_rows, key=lambda part: part[0].start)
-        tensors = [part for _, part in parts if isinstance(part, torch.Tensor)]
-        if sum(part.stop - part.start for part, _ in parts) == rows.batch and len(tensors) == len(parts):
-            self.skipped, self.skipped_rows = [torch.cat(tensors)], []
+        whole = rows.joined(sorted(self.skipped_rows, key=lambda part: part[0].start))
+        if whole is not None:
+            self.skipped, self.skipped_rows = [whole], []
 
 
 class After:
     """The output of a module, or of an operation within one, that has just run."""
+
+    __slots__ = ("_within", "changed", "output")
 
     def __init__(self, output: Any, *, within: bool = False) -> None:
         self.output, self._within = output, within
@@ -98,31 +105,37 @@ class After:
         self.output, self.changed = value, True
 
 
-def run_forward(run: Run, forward: int) -> None:
-    """Run the model once for the forward node with that id, and everything that hangs on its points."""
-    _Interleaver(run, forward).go()
+def passing(forward: Node) -> Go:
+    """Runs the model once for a forward, and everything that hangs on its points."""
+    given = arguments_of(forward)
+
+    def go(run: Run, _values: list[Any]) -> None:
+        _Interleaver(run, forward.id, given).go()
+
+    return go
 
 
 class _Interleaver:
     """The hooks of one forward, and what is outstanding in it."""
 
-    def __init__(self, run: Run, forward: int) -> None:
-        self._run, self._forward = run, forward
+    def __init__(self, run: Run, forward: int, given: Callable[[Run], Given]) -> None:
+        self._run, self._forward, self._given = run, forward, given
         passage = run.schedule.stops.forwards[forward]
         self._visits, self._modules, self._stops = passage.visits, passage.modules, passage.stops
         self._outstanding = passage.observed
         self._thread = threading.get_ident()
-        self._handles: list[RemovableHandle] = []
+        self._changes = run.shared.changes
 
     def go(self) -> None:
         run, step = self._run, self._run.schedule.step_of(self._forward)
         args, kwargs = self._arguments(step)
         with ExitStack() as stack:
-            stack.callback(self._remove)
+            stack.callback(self._changes.undo)
+            if self._forward in run.schedule.divided:
+                call = Call(tuple(args), kwargs, step.node.op == GENERATE)
+                run.batch[self._forward] = self._batch(call)
             for path, operations in self._modules.items():
                 self._hook(path, operations, stack)
-            if self._forward in run.schedule.divided:
-                stack.enter_context(_batch_seen(run, self._forward, args, kwargs))
             try:
                 if self._left_to_see():
                     output = self._call(step, args, kwargs)
@@ -134,11 +147,35 @@ class _Interleaver:
         if not self._left_to_see():
             run.leave_forward(self._stops)
 
+    def _batch(self, call: Call) -> Batch:
+        """The batch of a call; that of a generation changes from step to step."""
+        module = self._run.shared.module
+        operations = frozenset(f"{path}:{name}" for path, names in self._modules.items() for name in names)
+        batch = Batch(module, call, operations)
+        if operations or any(visits.instead for visits in self._visits.values()):
+            _ = batch.layouts  # learnt on a copy of the model, whose forwards are about to be replaced
+        if call.generate:
+            number, put = next(_NUMBERS), self._changes.put
+            put(module._forward_pre_hooks_with_kwargs, number, True)  # noqa: SLF001 - as in `_hook`
+            put(module._forward_pre_hooks, number, self._look(batch))  # noqa: SLF001
+        return batch
+
+    def _look(self, batch: Batch) -> Callable[..., None]:
+        """A hook of the whole model that tells the batch of what the model is called with at each step."""
+
+        def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self._elsewhere():
+                batch.look(args, kwargs)
+
+        return look
+
     def _arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the model is called with: nothing that somebody else may read."""
         run = self._run
         try:
-            args, kwargs = run.own_arguments(step)
+            args, kwargs = self._given(run)
+            if step.needs:
+                within((args, kwargs))
             if self._forward in run.schedule.exposed:
                 args, kwargs = run.shared.weights.apart((args, dict(kwargs)))
         except (ValueError, RecursionError) as error:
@@ -149,10 +186,6 @@ class _Interleaver:
         """Whether a stop is outstanding on which something depends that is seen outside."""
         past = self._run.past
         return any(stop.observed and not past[stop.number] for stop in self._stops)
-
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self._run.shared.module
@@ -169,18 +202,24 @@ class _Interleaver:
             raise in_the_model(step.node, self._run.last_set, module, args, kwargs, error) from None
 
     def _hook(self, path: str, operations: Sequence[str], stack: ExitStack) -> None:
-        """Put hooks on one module, and on operations inside of its forward."""
-        module, visits = self._run.shared.parts[path], self._visits.get(path, _NONE)
+        """Put hooks on one module, and on operations inside of its forward.
+
+        Hooks go into the module's own tables: torch's handles, which do no more, take more time than the hooks do.
+        """
+        module, visits, put = self._run.shared.parts[path], self._visits.get(path, _NONE), self._changes.put
         if operations:
+            for slot in SLOTS:
+                self._changes.keep(vars(module), slot)
             stack.enter_context(instrumented(module, operations, self._operation(path, operations)))
         skipped, rows = [], []  # type: list[Any], list[tuple[Rows, Any]]
         if visits.instead:
-            stack.enter_context(_replaceable(module, skipped, self._elsewhere))
+            put(vars(module), "forward", _replaceable(module, skipped, self._elsewhere))
         if visits.before or visits.instead:
-            before = self._before(visits, skipped, rows)
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            number = next(_NUMBERS)
+            put(module._forward_pre_hooks_with_kwargs, number, True)  # noqa: SLF001
+            put(module._forward_pre_hooks, number, self._before(visits, skipped, rows))  # noqa: SLF001
         if visits.after or visits.instead:
-            self._handles.append(module.register_forward_hook(self._after(visits, rows)))
+            put(module._forward_hooks, next(_NUMBERS), self._after(visits, rows))  # noqa: SLF001
 
     def _before(self, visits: Visits, skipped: list[Any], rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
         calls = count()
@@ -196,16 +235,19 @@ class _Interleaver:
         return before
 
     def _after(self, visits: Visits, rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
-        calls = count()
+        calls, stops, elsewhere = count(), visits.after, self._elsewhere
 
         def after(_: Any, _args: Any, output: Any) -> Any:
-            if self._elsewhere():
+            if elsewhere():
+                return None
+            stop = stops.get(next(calls))
+            if stop is None and not rows:
                 return None
             moment = After(output)
             while rows:
                 part, value = rows.pop()
                 moment.set("output", part.put(value, moment.output))
-            if stop := visits.after.get(next(calls)):
+            if stop is not None:
                 self._fire(moment, stop)
             return moment.output if moment.changed else None
 
@@ -249,42 +291,15 @@ class _Interleaver:
 
 
 _NONE = Visits()
+_NUMBERS = count(-1, -1)
+"""Of hooks; torch counts up from 0."""
 
 
-@contextmanager
-def _replaceable(module: torch.nn.Module, skipped: list[Any], elsewhere: Callable[[], bool]) -> Iterator[None]:
-    """While it lasts, the module returns what is in `skipped`, if anything, instead of running; not for calls `elsewhere`."""
+def _replaceable(module: torch.nn.Module, skipped: list[Any], elsewhere: Callable[[], bool]) -> Callable[..., Any]:
+    """A forward for a module that gives what is in `skipped`, if anything, instead of running; not for calls `elsewhere`."""
     forward = module.forward
 
     def instead(*args: Any, **kwargs: Any) -> Any:
         return skipped.pop() if skipped and not elsewhere() else forward(*args, **kwargs)
 
-    own = "forward" in vars(module)
-    module.forward = instead
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = forward
-        else:
-            del module.forward
-
-
-@contextmanager
-def _batch_seen(run: Run, forward: int, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
-    """While it lasts, `run` knows how many rows the model's batch has, and how many tokens each row at the call it is in."""
-
-    def look(args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
-        named = kwargs.get("input_ids")
-        shown = named if isinstance(named, torch.Tensor) else next(iter(tensors), None)
-        if shown is not None:
-            run.batch[forward] = (shown.shape[0], shown.shape[1] if shown.ndim > 1 else None)
-
-    look(args, kwargs)
-    at_root: Callable[..., None] = lambda _module, args, kwargs: look(args, kwargs)  # noqa: E731
-    handle = run.shared.module.register_forward_pre_hook(at_root, with_kwargs=True, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return instead

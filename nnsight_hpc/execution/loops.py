@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.execution.edges import changed_by
-from nnsight_hpc.graph.build import CARRIED, COLLECT, FINAL, ITEM, LOOP, NEXT, SAVE
+from nnsight_hpc.graph.build import CARRIED, COLLECT, FINAL, ITEM, LEAVE, LOOP, NEXT, SAVE
+from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.graph.nodes import Graph, Node, Ref, map_leaves, refs_in
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Loop:
         Body's own node to the node outside whose value it stands for.
     items, carried, following
         Body's own nodes: the item of a pass; variables that go from pass to pass, with what they start from; what each is next.
+    leaving
+        Body's own nodes that tell whether this pass is the last.
     own
         A node of the loop to the body's own.
     collected
@@ -56,6 +59,7 @@ class Loop:
     items: tuple[int, ...]
     carried: dict[int, Any]
     following: dict[int, tuple[int, ...]]
+    leaving: tuple[int, ...]
     own: dict[int, int]
     collected: tuple[int, ...]
     changed: tuple[int, ...]
@@ -99,6 +103,8 @@ def body_of(  # noqa: PLR0917 - called in one place
         if node.op == NEXT:
             nexts[own[node.args[0].id]].append(own[node.id])
     following = {variable: tuple(nexts[variable]) for variable in carried}
+    around = bodies(graph_of_body)
+    leaving = tuple(own[node.id] for node in nodes if node.op == LEAVE and own[node.id] not in around)
     wanted = [own[node_id] for node_id in handed_out] + [node_id for ids in following.values() for node_id in ids]
     sources: dict[int, tuple[int, ...]] = {number: (ref,) for number, ref in given.items()}
     sources |= {node_id: tuple(refs_in(initial)) for node_id, initial in carried.items()}
@@ -107,7 +113,7 @@ def body_of(  # noqa: PLR0917 - called in one place
     for node_id, refs in sources.items():
         for ref in refs or (start,):
             groups[memory(ref)].append(node_id)
-    schedule = compile_graph(graph_of_body, list(groups.values()), wanted)
+    schedule = compile_graph(graph_of_body, list(groups.values()), [*wanted, *leaving])
     return Loop(
         start=start,
         graph=graph_of_body,
@@ -117,11 +123,12 @@ def body_of(  # noqa: PLR0917 - called in one place
         items=items,
         carried=carried,
         following=following,
+        leaving=leaving,
         own=own,
         collected=tuple(dict.fromkeys(own[node] for node in collected)),
         changed=_changed_outside(schedule, graph_of_body, sources),
         saves={own[node.id]: node.id for node in nodes if node.op == SAVE},
-        nested=frozenset(bodies(graph_of_body)),
+        nested=frozenset(around),
         shares=_from_outside(schedule, {node: own[node] for node in handed_out}, sources),
     )
 
@@ -161,7 +168,9 @@ def _from_outside(
     outside: dict[int, dict[int, None]] = defaultdict(dict)
     for given, refs in sources.items():
         outside[schedule.memory(given)].update(dict.fromkeys(refs))
-    return {
-        node: tuple(dict.fromkeys(ref for block in schedule.memory.with_held(own) for ref in outside.get(block, ())))
-        for node, own in handed_out.items()
-    }
+    shares: dict[int, tuple[int, ...]] = {}
+    for node, own in handed_out.items():
+        held = schedule.memory.with_held(own)
+        shares[node] = tuple(dict.fromkeys(ref for block in held for ref in outside.get(block, ())))
+        spend(len(held) + len(shares[node]))
+    return shares

@@ -7,6 +7,8 @@ memory is compared while the graph runs: a change in place of a weight is refuse
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -59,33 +61,39 @@ class Weights:
         return apart(value, self._memory)
 
 
-def marks_of(module: torch.nn.Module) -> list[tuple[int, int]]:
-    """Where each parameter and buffer of a module lies, and how often it was changed in place: equal as long as none was."""
-    return [(tensor.data_ptr(), tensor._version) for tensor in (*module.parameters(), *module.buffers())]  # noqa: SLF001
+class _Known:
+    """The memory of a module's parameters and buffers as it was looked up, and what shows that it is still the same."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        parts = [*module.modules()]
+        tables = [table for part in parts for table in (part._parameters, part._buffers, part._modules)]  # noqa: SLF001
+        self._full, self._empty = [table for table in tables if table], [table for table in tables if not table]
+        self._entries = self._seen()
+        self._tensors = [entry for entry in self._entries if isinstance(entry, torch.Tensor)]
+        self._addresses = [*map(torch.Tensor.data_ptr, self._tensors)]
+        plain = [value for part in parts for value in vars(part).values() if type(value) in (torch.Tensor, list, tuple)]
+        self.memory = memory_of([*module.parameters(), *module.buffers(), *plain])
+
+    def holds(self) -> bool:
+        """Whether nothing was moved, replaced or added since. It is asked at each run that changes something."""
+        seen = self._seen()
+        return (
+            not any(self._empty)
+            and len(seen) == len(self._entries)
+            and all(map(is_, seen, self._entries))
+            and [*map(torch.Tensor.data_ptr, self._tensors)] == self._addresses
+        )
+
+    def _seen(self) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, self._full))]
 
 
-_Tables = list[dict[str, Any]]
-_known: WeakKeyDictionary[torch.nn.Module, tuple[_Tables, list[int], frozenset[int]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[torch.nn.Module, _Known] = WeakKeyDictionary()
 
 
 def _of_module(module: torch.nn.Module) -> frozenset[int]:
     """The memory of a module's parameters and buffers; looked up again only where one of them has moved."""
-    if module in _known:
-        tables, addresses, memory = _known[module]
-        if _addresses(tables) == addresses:
-            return memory
-    parts = [*module.modules()]
-    tables = [table for part in parts for table in (part._parameters, part._buffers, part._modules)]  # noqa: SLF001
-    plain = [value for part in parts for value in vars(part).values() if type(value) in (torch.Tensor, list, tuple)]
-    memory = memory_of([*module.parameters(), *module.buffers(), *plain])
-    _known[module] = (tables, _addresses(tables), memory)
-    return memory
-
-
-def _addresses(tables: _Tables) -> list[int]:
-    """Where the tensors are, and which the modules are: equal as long as nothing was moved, replaced or added."""
-    return [
-        entry.data_ptr() if isinstance(entry, torch.Tensor) else id(entry)
-        for table in tables
-        for entry in table.values()
-    ]
+    known = _known.get(module)
+    if known is None or not known.holds():
+        known = _known[module] = _Known(module)
+    return known.memory

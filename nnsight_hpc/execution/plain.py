@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_ENTRIES = 1_000_000
+MAX_CHARACTERS = 1 << 24
+"""In all texts of one nested value."""
 _BITS = MAX_INTEGER.bit_length()
 _COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "contains"})
 _AUGMENTED = {
@@ -58,6 +60,7 @@ def bounded(name: str) -> Callable[[Any, Any], Any]:
             raise OverflowError(f"an integer of more than {_BITS} bits")
         return result
 
+    call.__qualname__ = name  # as errors of wrong arguments say it
     return call
 
 
@@ -88,9 +91,10 @@ def get_item(value: Any, index: Any) -> Any:
 def within(value: Any) -> Any:
     """`value`, which has at most a million entries, those of lists in lists counted, too, each time that they are there.
 
-    Raises `ValueError`. A list that holds one list twice, which holds one twice, …, is small, and a walk has no end.
+    Raises `ValueError`, also where its texts have more than `MAX_CHARACTERS` together. A list that holds one list twice, which
+    holds one twice, …, is small, and a walk has no end.
     """
-    waiting, seen = [value], 0
+    waiting, seen, characters = [value], 0, 0
     while waiting:
         entries = waiting.pop()
         seen += len(entries) if isinstance(entries, _COLLECTIONS) and not isinstance(entries, str) else 1
@@ -100,6 +104,9 @@ def within(value: Any) -> Any:
             )
         if isinstance(entries, list | tuple | dict):
             inner = entries.values() if isinstance(entries, dict) else entries
+            characters += sum(len(entry) for entry in inner if type(entry) is str)
+            if characters > MAX_CHARACTERS:
+                raise ValueError(f"text of more than {MAX_CHARACTERS} characters in one value; that is the limit")
             waiting += [entry for entry in inner if isinstance(entry, list | tuple | dict | range)]
     return value
 

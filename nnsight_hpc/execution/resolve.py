@@ -24,18 +24,41 @@ _NAMESPACES: dict[str, Any] = {
     "operator": operator,
 }
 _MOVES = frozenset({"Tensor.to", "Tensor.cuda"})
+_OF_DATA = frozenset({"torch.tensor", "torch.as_tensor"})
+FACTORIES = _OF_DATA | {
+    f"torch.{name}"
+    for name in (
+        *(
+            "arange",
+            "eye",
+            "full",
+            "linspace",
+            "logspace",
+            "ones",
+            "scalar_tensor",
+            "tril_indices",
+            "triu_indices",
+            "zeros",
+        ),
+        *(f"{window}_window" for window in ("bartlett", "blackman", "hamming", "hann", "kaiser")),
+        *("fft.fftfreq", "fft.rfftfreq"),
+    )
+}
+"""Operations that make tensors of numbers: torch puts them on the CPU where no device is named."""
 
 
 def carry_out(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], own: torch.device) -> Any:
     """Run `op`, a listed operation that is not of the protocol itself, on values.
 
-    Every device but ``cpu`` means `own`, the model's, also where it is named by a string or a number. Seeds become generators
-    where the numbers are drawn.
+    Every device but ``cpu`` means `own`, the model's, also where it is named by a string or a number, and where none is named
+    for a new tensor. Seeds become generators where the numbers are drawn.
     """
     if op in _MOVES:
         op, args = "Tensor.to", _moved(op, args, own)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": _device(kwargs["device"], own)}
+    elif op in FACTORIES and not (op in _OF_DATA and args and isinstance(args[0], torch.Tensor)):
+        kwargs = {**kwargs, "device": own}
     if op in RANDOM:
         kwargs = _seeded(op, args, kwargs, own)
     return function_of(op)(*args, **kwargs)
@@ -43,7 +66,7 @@ def carry_out(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], own: torch
 
 def names_a_device(op: str, kwargs: Collection[str]) -> bool:
     """Whether `carry_out` does more for an operation with these keywords than to call `function_of` it."""
-    return op in _MOVES or op in RANDOM or "device" in kwargs
+    return op in _MOVES or op in RANDOM or op in FACTORIES or "device" in kwargs
 
 
 @functools.cache
@@ -126,14 +149,25 @@ def _in_pieces(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            numbers = [argument for argument in (*args, *kwargs.values()) if isinstance(argument, int)]
-            longest = max(value.shape, default=0)
-            most = {"unbind": longest, "split": longest // max([1, *numbers[:1]])}.get(name, max(numbers, default=0))
+            where = args[0] if args else next((given for key, given in kwargs.items() if key != "dim"), None)
+            most = _pieces(name, max(value.shape, default=0), where)
             if most > MAX_ENTRIES:
                 raise ValueError(f"{most} pieces of a tensor; the limit is {MAX_ENTRIES}")
         return function(value, *args, **kwargs)
 
     return call
+
+
+def _pieces(name: str, longest: int, where: Any) -> int:
+    """Into how many pieces a tensor is cut: `where` is their length, their number, or where each ends."""
+    if name == "unbind":
+        return longest
+    if isinstance(where, list | tuple):
+        return len(where) + 1
+    if isinstance(where, torch.Tensor) and where.ndim:
+        return int(where.numel()) + 1
+    number = int(where) if isinstance(where, int | torch.Tensor) else 1
+    return longest // max(1, number) if name == "split" else number
 
 
 _CUTTING = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")

@@ -7,19 +7,21 @@ it in the program. Independent nodes need no order of their own, so an earlier l
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from nnsight_hpc.execution.edges import due_of, edges_of, needs_of, written_in
 from nnsight_hpc.execution.forwards import crossings, in_order, observed
+from nnsight_hpc.execution.holding import BEGINS, copied_saves, exposed, of_model, overwritten_saves
 from nnsight_hpc.execution.loops import Loop, bodies, body_of
-from nnsight_hpc.execution.points import SETTERS, Places, Point, places_of
+from nnsight_hpc.execution.points import Places, Point, places_of
 from nnsight_hpc.execution.scope import Scope
-from nnsight_hpc.execution.sharing import Memory, changes_container
-from nnsight_hpc.execution.steps import Step, is_fresh
+from nnsight_hpc.execution.sharing import Memory
+from nnsight_hpc.execution.steps import Step, goes_of, steps_of
 from nnsight_hpc.execution.stops import Stops, stops_of
+from nnsight_hpc.execution.straight import ends_of, straight_runs
 from nnsight_hpc.graph.build import (
     BACKWARD,
     CALL,
@@ -32,11 +34,8 @@ from nnsight_hpc.graph.build import (
     PARAMETER,
     READ_GRAD,
     READS,
-    SAVE,
     SET_GRAD,
 )
-from nnsight_hpc.graph.nodes import Ref, TensorRef, leaves
-from nnsight_hpc.graph.operations import VIEWS
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
@@ -47,10 +46,6 @@ if TYPE_CHECKING:
     from nnsight_hpc.graph.nodes import Graph, Node
 
 
-_BEGINS = "Tensor.requires_grad_"
-"""What makes a value differentiable in place, and changes nothing of it."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """What the interleaver needs to know of a graph. All numbers are node ids.
@@ -59,8 +54,8 @@ class Schedule:
     ----------
     places
         Where each node stands.
-    here
-        The nodes that run here, in program order; the bodies of loops are not among them.
+    not_here
+        For each node whether it does not run here, as the bodies of loops do not.
     first
         Those that wait for nothing.
     tensors
@@ -71,6 +66,8 @@ class Schedule:
         For each node, how many nodes it waits for; its point, if it has one, is one more, and the start of a forward, too.
     steps
         The nodes that run here as they run; None for the others.
+    straight
+        For each stop what hangs on it alone, in order; nothing where that is not all that does.
     uses
         For each node, how many nodes use its value: at zero it is dropped.
     forwards
@@ -83,10 +80,6 @@ class Schedule:
         Whether the graph asks for gradients at all.
     guarded
         For each conditional, the nodes of its block that wait for a point.
-    copies
-        Saves that copy: of what the model itself holds, where it may write again, and of what the graph changes in place.
-    overwritten
-        Those of them that copy because the graph changes what they save.
     loops
         The loops by their last nodes.
     memory
@@ -102,20 +95,19 @@ class Schedule:
     """
 
     places: Places
-    here: tuple[int, ...]
+    not_here: bytes
     first: tuple[int, ...]
     tensors: frozenset[str]
     parts: dict[str, Node]
     waits: tuple[int, ...]
     steps: tuple[Step | None, ...]
+    straight: tuple[tuple[Step, ...], ...]
     uses: tuple[int, ...]
     forwards: tuple[int, ...]
     stops: Stops
     backwards: dict[int, tuple[int, ...]]
     gradients: bool
     guarded: dict[int, tuple[int, ...]]
-    copies: frozenset[int]
-    overwritten: frozenset[int]
     loops: dict[int, Loop]
     memory: Memory
     crossings: tuple[tuple[int, Point, Point], ...]
@@ -150,11 +142,16 @@ def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Itera
     for number in scope.here:
         if point := scope.point(number):
             at[point].append(number)
-    of_model = _of_model(scope, given)
+    outside = of_model(scope, given)
+    kept = frozenset(kept)
     stops = stops_of(at, due, _roots(scope, backwards, needs), scope.forwards(), observed(scope, due, edges))
+    runs = straight_runs(scope, edges, stops)
+    ends = {number: ends for run in runs.values() for number, ends in ends_of(run, needs, kept).items()}
+    goes = goes_of(scope, stops, copied_saves(scope, outside, written), overwritten_saves(scope, written))
+    steps = steps_of(scope, needs, edges, goes, ends)
     return Schedule(
         places=scope.places,
-        here=scope.here,
+        not_here=bytes(step is None for step in steps),
         first=tuple(n for n in scope.here if not edges[n] and not scope.point(n) and scope.node(n).op not in FORWARDS),
         tensors=frozenset(graph.tensor_names()),
         parts=_parts(scope),
@@ -162,22 +159,19 @@ def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Itera
             len(edges.get(node.id, ())) + (node.id in scope.places.points) + (node.op in FORWARDS)
             for node in graph.nodes
         ),
-        steps=_steps(scope, needs, edges, stops),
+        steps=steps,
+        straight=tuple(tuple(filter(None, map(steps.__getitem__, runs.get(n, ())))) for n in range(stops.count)),
         uses=_uses(scope, needs, kept),
         forwards=in_order(scope, at, due, edges),
         stops=stops,
         backwards=backwards,
-        gradients=bool(backwards or scope.having(_BEGINS)),
+        gradients=bool(backwards or scope.having(BEGINS)),
         guarded=_guarded(scope),
-        copies=_copies(scope, of_model.union(*written.values())),
-        overwritten=_copies(
-            scope, {block for number, blocks in written.items() if scope.node(number).op != _BEGINS for block in blocks}
-        ),
         loops=scope.loops,
         memory=scope.memory,
         crossings=tuple(crossings(scope, due, edges)),
         divided=frozenset(scope.places.points[number].forward for number in scope.places.rows),
-        exposed=_exposed(scope, of_model),
+        exposed=exposed(scope, outside),
     )
 
 
@@ -190,31 +184,6 @@ def _scope_of(graph: Graph, given: Iterable[Iterable[int]]) -> Scope:
     if loops:
         memory = Memory(graph, places, {**_shared_by_loops(graph, loops), **groups})
     return Scope(graph, here, places, memory, loops)
-
-
-def _steps(
-    scope: Scope,
-    needs: Mapping[int, tuple[int, ...]],
-    edges: Mapping[int, set[int]],
-    stops: Stops,
-) -> tuple[Step | None, ...]:
-    then: dict[int, list[int]] = defaultdict(list)
-    for later in scope.here:
-        for earlier in sorted(edges[later]):
-            then[earlier].append(later)
-    steps: list[Step | None] = [None] * len(scope.graph.nodes)
-    for number in scope.here:
-        node = scope.node(number)
-        steps[number] = Step(
-            node,
-            needs[number],
-            tuple(then[number]),
-            stops.of.get(number),
-            whole=number not in scope.places.rows,
-            changes_container=changes_container(node, scope.graph),
-            fresh=all(isinstance(arg, Ref) and is_fresh(scope.node(arg.id)) for arg in node.args[2:]),
-        )
-    return tuple(steps)
 
 
 def _uses(scope: Scope, needs: Mapping[int, tuple[int, ...]], kept: Iterable[int]) -> tuple[int, ...]:
@@ -233,37 +202,6 @@ def _parts(scope: Scope) -> dict[str, Node]:
         elif node.op == CALL:
             named.setdefault(node.args[0], node)
     return named
-
-
-def _of_model(scope: Scope, given: Iterable[Iterable[int]]) -> set[int]:
-    """The memory that the model, a constant or the outside of a loop may hold, too."""
-    found = {scope.memory(number) for group in given for number in group}
-    for number in scope.here:
-        node = scope.node(number)
-        constant = (node.op in VIEWS or node.op in SETTERS) and any(isinstance(a, TensorRef) for a in leaves(node.args))
-        if scope.point(number) or node.op in (PARAMETER, CALL, FINAL, COLLECT) or constant:
-            found.add(scope.memory(number))
-    return found
-
-
-def _copies(scope: Scope, shared: set[int]) -> frozenset[int]:
-    """The saves of memory that is in `shared`."""
-    saves = ((number, scope.node(number).args[0].id) for number in scope.having(SAVE))
-    return frozenset(number for number, value in saves if not shared.isdisjoint(scope.memory.with_held(value)))
-
-
-def _exposed(scope: Scope, of_model: set[int]) -> frozenset[int]:
-    def given(node: Node) -> list[Any]:
-        return [*leaves((node.args, dict(node.kwargs)))]
-
-    constants = Counter(leaf.name for node in scope.graph.nodes for leaf in given(node) if isinstance(leaf, TensorRef))
-    return frozenset(
-        number
-        for number in scope.forwards()
-        for leaf in given(scope.node(number))
-        if (isinstance(leaf, Ref) and not of_model.isdisjoint(scope.memory.with_held(leaf.id)))
-        or (isinstance(leaf, TensorRef) and constants[leaf.name] > 1)
-    )
 
 
 def _loops(

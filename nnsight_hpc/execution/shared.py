@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from nnsight_hpc.execution.memory import Weights
+from nnsight_hpc.execution.memory import Weights, memory_of
+from nnsight_hpc.execution.rows import only_for_all
+from nnsight_hpc.models.devices import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from nnsight_hpc.execution.changes import Changes
+    from nnsight_hpc.execution.rows import Index
+    from nnsight_hpc.graph.nodes import Node
 
 
 class Shared:
@@ -23,16 +29,39 @@ class Shared:
         log: Callable[[str, str], None],
         functions: Sequence[Callable[..., Any]],
         gradients: bool,
+        changes: Changes,
     ) -> None:
         self.module, self.log, self.functions, self.gradients = module, log, functions, gradients
-        self.cancelled = cancelled
-        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        self.tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.cancelled, self.changes = cancelled, changes
+        self.device = device_of(module, tensors.values())
+        self.tensors = {name: _sent(tensor, self.device) for name, tensor in tensors.items()}
         self.weights = Weights(module, self.tensors.values())
         self.in_call = False
-        self.wholes: dict[int, tuple[torch.Tensor, slice, torch.Tensor]] = {}
+        self.wholes: dict[int, tuple[torch.Tensor, Index, torch.Tensor]] = {}
+        self._common: list[torch.Tensor] = []
         self.parts: dict[str, torch.nn.Module] = {}
 
-    def note_whole(self, part: torch.Tensor, whole: torch.Tensor, where: slice) -> None:
+    def note_whole(self, part: torch.Tensor, whole: torch.Tensor, where: Index) -> None:
         """Remember of which tensor `part` is a part: gradients are those of the whole."""
         self.wholes[id(part)] = (whole, where, part)
+
+    def common(self, whole: torch.Tensor) -> torch.Tensor:
+        """The copy for one invoke of a tensor that is the same for all of them."""
+        self._common.append(whole.clone())
+        return self._common[-1]
+
+    def refuse_change(self, node: Node, value: Any) -> None:
+        """Raise where `node` would change in place a weight of the model, or what is the same for all invokes."""
+        self.weights.refuse_change(node, value)
+        if self._common and memory_of(value) & memory_of(self._common):
+            raise only_for_all(value)
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the model's device.
+
+    A GPU is sent what lies in ordinary memory without waiting for what it still computes: CUDA has copied it when the call
+    returns (cudaMemcpyAsync). Pinned memory is read later, when it may have been changed.
+    """
+    at_once = device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned()
+    return tensor.to(device, non_blocking=at_once)

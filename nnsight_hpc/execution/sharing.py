@@ -5,16 +5,17 @@ others' memory: to append to it changes the container, to change an entry of it 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.execution.points import SETTERS
 from nnsight_hpc.graph.build import APPEND, DICT, LIST, LOOP, MERGE, NEXT, READS, SET_GRAD
-from nnsight_hpc.graph.limits import MAX_WORK
+from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.graph.nodes import refs_in
 from nnsight_hpc.graph.operations import FACTS, IN_PLACE, PROTOCOL, VIEWS
-from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _SHARE_ALL = VIEWS | {LOOP, MERGE, NEXT}
 _CONTAINERS = frozenset({LIST, DICT})
+_IN_A_STEP = 16
+"""Entries of a set that are joined to another in a microsecond."""
 
 
 class Memory:
@@ -39,19 +42,14 @@ class Memory:
         self._parent = list(range(len(graph.nodes)))
         self._held: list[tuple[int, int]] = []  # container, what it holds
         self._closed: dict[int, frozenset[int]] = {}
-        self._work = 0
-        standing: dict[Point, list[tuple[tuple[int, int] | None, int]]] = defaultdict(list)
+        standing: dict[Point, _Standing] = defaultdict(_Standing)
         for node in graph.nodes:
             for ref in also[node.id] if node.id in also else _shares_with(node, graph):
+                spend(1)
                 self._join(ref, node.id)
             if point := places.points.get(node.id):
-                rows = places.rows.get(node.id)
-                known = standing[point.place]
-                for others, other in known:
-                    if _overlap(rows, others):
-                        self._join(other, node.id)
-                if all(rows != others for others, _ in known):
-                    known.append((rows, node.id))
+                for other in standing[point.place].add(places.rows.get(node.id), node.id):
+                    self._join(other, node.id)
             self._held += [(node.id, ref) for ref in _holds(node, graph)]
 
     def with_held(self, node: int) -> frozenset[int]:
@@ -63,11 +61,11 @@ class Memory:
                 new = self._held_by.get(waiting.pop(), set()) - found
                 found |= new
                 waiting += new
+                spend(len(new))
             self._closed[block] = frozenset(found)
-            self._work += len(found)
-            if self._work > MAX_WORK:
-                raise InvalidGraph("the graph is too entangled", why="too many lists and dicts that hold each other")
-        return self._closed[block]
+        closed = self._closed[block]
+        spend(len(closed) // _IN_A_STEP)
+        return closed
 
     @cached_property
     def _held_by(self) -> dict[int, set[int]]:
@@ -88,9 +86,24 @@ class Memory:
         self._parent[self(b)] = self(a)
 
 
-def _overlap(rows: tuple[int, int] | None, others: tuple[int, int] | None) -> bool:
-    """Whether two parts of a batch have a row in common; None is the whole batch."""
-    return rows is None or others is None or (rows[0] < others[1] and others[0] < rows[1])
+class _Standing:
+    """Which rows of a batch the nodes at one place see: spans with no row in common, in order, and a node for each."""
+
+    def __init__(self) -> None:
+        self._starts: list[float] = []
+        self._stops: list[float] = []
+        self._nodes: list[int] = []
+
+    def add(self, rows: tuple[int, int] | None, node: int) -> list[int]:
+        """Let `node` see some rows (None: all); the nodes of the spans with which it has a row in common."""
+        start, stop = rows or (-math.inf, math.inf)
+        first = bisect_right(self._stops, start)
+        last = bisect_left(self._starts, stop, first)
+        joined = self._nodes[first:last]
+        if joined:
+            start, stop = min(start, self._starts[first]), max(stop, self._stops[last - 1])
+        self._starts[first:last], self._stops[first:last], self._nodes[first:last] = [start], [stop], [node]
+        return joined
 
 
 def _shares_with(node: Node, graph: Graph) -> Iterable[int]:

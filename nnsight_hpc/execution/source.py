@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _FUTURE = functools.reduce(
     operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
+SLOTS = ("forward", "_old_forward")
+"""Where a module has the forward that runs: below the hook that accelerate may have put around it, it is the second."""
 _DATA = (torch.Tensor, int, float, complex, type(None), torch.dtype, torch.device, type(Ellipsis))
 
 

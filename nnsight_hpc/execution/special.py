@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from nnsight_hpc.execution.arguments import maker
 from nnsight_hpc.execution.control import as_items, range_of, text_of
 from nnsight_hpc.execution.locate import find_parameter
 from nnsight_hpc.execution.loops import GIVEN
 from nnsight_hpc.execution.memory import apart, memory_of
-from nnsight_hpc.execution.values import Absent, kept
+from nnsight_hpc.execution.plain import MAX_ENTRIES
+from nnsight_hpc.execution.values import Absent
 from nnsight_hpc.graph.build import (
     APPEND,
     APPLY,
     BACKWARD,
     CALL,
+    CHECK,
     COLLECT,
     DICT,
     ELSE,
@@ -23,6 +24,8 @@ from nnsight_hpc.graph.build import (
     FINAL,
     IF,
     INVOKE,
+    LEAVE,
+    LENGTH,
     LIST,
     LOG,
     LOOP,
@@ -30,7 +33,7 @@ from nnsight_hpc.graph.build import (
     NEXT,
     PARAMETER,
     RANGE,
-    SAVE,
+    REACHED,
 )
 from nnsight_hpc.graph.nodes import leaves
 
@@ -44,14 +47,6 @@ Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 Passes = tuple[dict[int, Any], dict[int, list[Any]]]
 """The values of the last pass (without one, what the variables start from), and those of all passes that are collected."""
-
-
-def _save(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> Any:
-    copy = node.id in run.schedule.copies
-    if run.shared.gradients and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
-        copy = node.id in run.schedule.overwritten  # the tensor itself, so that it can be differentiated by
-    run.saved[node.id] = kept(args[0], copy=copy, detach=not run.shared.gradients)
-    return run.saved[node.id]
 
 
 def _call(run: Run, node: Node, args: Arguments, kwargs: Keywords) -> Any:
@@ -79,6 +74,8 @@ def _append(_run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> Any:
     items, new = args
     if not isinstance(items, list):
         raise TypeError(f"only a list can be appended to, and the value is of type {type(items).__name__}")
+    if len(items) >= MAX_ENTRIES:
+        raise ValueError(f"a list of more than {MAX_ENTRIES} entries")
     if not isinstance(new, Absent):
         items.append(new)
     return items
@@ -88,6 +85,11 @@ def _log(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> None:
     run.shared.log(" ".join(map(text_of, args)), str(node.source or ""))
 
 
+def _check(_run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> None:
+    if not args[0]:
+        raise AssertionError(" ".join(map(text_of, args[1:])))
+
+
 def _end(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Passes | Absent:
     """Run the body of a loop once for each item."""
     loop = run.schedule.loops[node.id]
@@ -95,7 +97,7 @@ def _end(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Passes | 
         run.saved.setdefault(save, [])
     if isinstance(through := run.values[loop.start], Absent):
         return through
-    initial = {variable: run.resolved(start) for variable, start in loop.carried.items()}
+    initial = {variable: maker(start)(run) for variable, start in loop.carried.items()}
     outside = {own: run.values[given] for own, given in loop.given.items()}
     carried, last = dict(initial), None
     collected: dict[int, list[Any]] = {own: [] for own in loop.collected}
@@ -107,10 +109,12 @@ def _end(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> Passes | 
         for variable, following in loop.following.items():
             made = [body.values[number] for number in following if not isinstance(body.values[number], Absent)]
             carried[variable] = made[-1] if made else carried[variable]
-        last = {**body.values, **carried}
+        last = {**dict(enumerate(body.values)), **carried}
         for own, values in collected.items():
             if not isinstance(last[own], Absent):
                 values.append(last[own])
+        if any(body.values[number] is True for number in loop.leaving):
+            break
     return initial if last is None else last, collected
 
 
@@ -134,7 +138,6 @@ def _own(run: Run, node: Node) -> int:
 
 
 SPECIAL: dict[str, Callable[[Run, Node, Arguments, Keywords], Any]] = {
-    SAVE: _save,
     PARAMETER: lambda run, node, _args, _kwargs: find_parameter(run.shared.module, node),
     CALL: _call,
     INVOKE: lambda _run, _node, _args, _kwargs: None,
@@ -148,6 +151,10 @@ SPECIAL: dict[str, Callable[[Run, Node, Arguments, Keywords], Any]] = {
     END: _end,
     FINAL: _final,
     COLLECT: _collect,
+    LEAVE: lambda _run, _node, args, _kwargs: bool(args[0]),
+    CHECK: _check,
+    REACHED: lambda _run, _node, args, _kwargs: not isinstance(args[0], Absent),
+    LENGTH: lambda _run, _node, args, _kwargs: len(args[0]),
     RANGE: lambda _run, _node, args, _kwargs: range_of(*args),
     LIST: lambda _run, _node, args, _kwargs: list(args),
     DICT: lambda _run, _node, _args, kwargs: dict(kwargs),

@@ -1,105 +1,110 @@
-"""Nodes made ready to run many times: their arguments as templates, what carries each out, who comes after it."""
+"""Nodes made ready to run many times: what carries each out, and who comes after it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nnsight_hpc.execution.arguments import arguments_of
+from nnsight_hpc.execution.carrying import carrying, saving, special
+from nnsight_hpc.execution.interleave import passing
 from nnsight_hpc.execution.loops import GIVEN
 from nnsight_hpc.execution.points import SETTERS
-from nnsight_hpc.execution.resolve import function_of, names_a_device
-from nnsight_hpc.graph.build import COLLECT, FINAL, INVOKE, KIND_OF, PARAMETER, READ_GRAD, SET_GRAD
-from nnsight_hpc.graph.nodes import Device, DType, Ref, Seed, TensorRef
+from nnsight_hpc.execution.sharing import changes_container
+from nnsight_hpc.execution.special import SPECIAL
+from nnsight_hpc.execution.standing import reading, setting
+from nnsight_hpc.graph.build import FORWARDS, SAVE
+from nnsight_hpc.graph.nodes import Ref
 from nnsight_hpc.graph.operations import IN_PLACE, PROTOCOL, VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from nnsight_hpc.execution.stops import Stop
+    from nnsight_hpc.execution.arguments import Given
+    from nnsight_hpc.execution.run import Run
+    from nnsight_hpc.execution.scope import Scope
+    from nnsight_hpc.execution.stops import Stops
     from nnsight_hpc.graph.nodes import Node
 
-_BY_NAME = frozenset({FINAL, COLLECT, INVOKE, PARAMETER})
-"""Operations whose arguments are numbers of nodes or names, not values."""
+    Go = Callable[[Run, list[Any]], None]
+    """Carries out a node in a run, and puts its value among the others."""
 
 
-class Step:
+class Step(NamedTuple):
     """A node as it runs.
 
     Attributes
     ----------
-    node
-        The node itself.
-    function
-        The plain function that carries it out; None where the run itself does.
-    flat
-        Its positional arguments, each as (is a node's value, its number or the constant); None where they have to be
-        looked through.
-    args, kwargs
-        The arguments as the graph has them, without the forward that a point belongs to.
-    constant
-        Whether the keywords are constants only, and so are handed on as they are.
+    number, node
+        The node.
+    go
+        Carries it out.
     needs, then
         The nodes whose values it uses, and those that wait for it.
-    writes
-        Whether it changes its first argument in place. Whether that is the model's own memory is asked each time: what the
-        graph tells of memory is an order, not a protection.
-    hands_over
-        Whether it gives the model something that may be somebody else's memory.
-    stop
-        The moment that it waits for, if it does.
-    reads
-        What it reads there whole, ``input``, ``inputs`` or ``output``; empty for everything else.
+    ends
+        The values that nothing uses after it, where that is known beforehand: in what runs straight through.
     """
 
-    __slots__ = (
-        "args",
-        "constant",
-        "flat",
-        "function",
-        "hands_over",
-        "kwargs",
-        "needs",
-        "node",
-        "reads",
-        "stop",
-        "then",
-        "writes",
-    )
+    number: int
+    node: Node
+    go: Go
+    needs: tuple[int, ...]
+    then: tuple[int, ...]
+    ends: tuple[int, ...]
 
-    def __init__(
-        self,
-        node: Node,
-        needs: tuple[int, ...],
-        then: tuple[int, ...],
-        stop: Stop | None,
-        *,
-        whole: bool,
-        changes_container: bool,
-        fresh: bool,
-    ) -> None:
-        self.node, self.needs, self.then, self.stop = node, needs, then, stop
-        self.reads = KIND_OF.get(node.op, "") if whole and node.op not in SETTERS else ""
-        gradient = node.op in (READ_GRAD, SET_GRAD)
-        self.args = () if node.op in _BY_NAME else node.args[1:] if stop and not gradient else node.args
-        self.kwargs = {} if node.op in _BY_NAME or gradient else dict(node.kwargs)
-        self.constant = all(_plain(value) for value in self.kwargs.values())
-        flat = all(type(value) is Ref or _plain(value) for value in self.args)
-        self.flat = tuple((True, a.id) if type(a) is Ref else (False, a) for a in self.args) if flat else None
-        plain = node.op == "attribute" or (node.op not in PROTOCOL and node.op != GIVEN)
-        direct = plain and not names_a_device(node.op, self.kwargs)
-        self.function: Callable[..., Any] | None = function_of(node.op) if direct else None
-        self.writes = node.op in IN_PLACE and not changes_container
-        self.hands_over = not fresh
+    def arguments(self, run: Run) -> Given:
+        """Its arguments in a run, for those who have to look at them; to carry it out takes less."""
+        return arguments_of(self.node)(run)
 
 
-def is_fresh(node: Node) -> bool:
-    """Whether the value of `node` is new memory, which nobody else has."""
-    return node.op not in PROTOCOL and node.op not in VIEWS and node.op not in IN_PLACE and node.op != GIVEN
+def steps_of(
+    scope: Scope,
+    needs: Mapping[int, tuple[int, ...]],
+    edges: Mapping[int, set[int]],
+    goes: Mapping[int, Go],
+    ends: Mapping[int, Sequence[int]],
+) -> tuple[Step | None, ...]:
+    """The nodes that run here as they run; None for the others."""
+    then: dict[int, list[int]] = defaultdict(list)
+    for later in scope.here:
+        for earlier in sorted(edges[later]):
+            then[earlier].append(later)
+    steps: list[Step | None] = [None] * len(scope.graph.nodes)
+    for number in scope.here:
+        last = tuple(ends.get(number, ()))
+        steps[number] = Step(number, scope.node(number), goes[number], needs[number], tuple(then[number]), last)
+    return tuple(steps)
 
 
-def _plain(value: Any) -> bool:
-    """Whether a constant is the same in every run, and cannot be changed by who gets it."""
-    if type(value) is slice:
-        return _plain(value.start) and _plain(value.stop) and _plain(value.step)
-    if type(value) is tuple:
-        return all(map(_plain, value))
-    return not isinstance(value, Ref | TensorRef | DType | Device | Seed | list | dict)
+def goes_of(scope: Scope, stops: Stops, copies: Collection[int], overwritten: Collection[int]) -> dict[int, Go]:
+    """What carries out each node.
+
+    Parameters
+    ----------
+    copies
+        Saves that copy: of what the model itself holds, where it may write again, and of what the graph changes in place.
+    overwritten
+        Those of them that copy because the graph changes what they save.
+    """
+    goes: dict[int, Go] = {}
+    for number in scope.here:
+        node, point, part = scope.node(number), scope.point(number), scope.places.rows.get(number)
+        if point and node.op in SETTERS:
+            goes[number] = setting(node, stops.of[number], point, part, hands_over=not _fresh(node, scope))
+        elif point:
+            goes[number] = reading(number, stops.of[number], point, part)
+        elif node.op == SAVE:
+            goes[number] = saving(node, copy=number in copies, overwritten=number in overwritten)
+        elif node.op in FORWARDS:
+            goes[number] = passing(node)
+        elif node.op in SPECIAL:
+            goes[number] = special(node)
+        else:
+            goes[number] = carrying(node, writes=node.op in IN_PLACE and not changes_container(node, scope.graph))
+    return goes
+
+
+def _fresh(setter: Node, scope: Scope) -> bool:
+    """Whether what is set is new memory, which nobody else has."""
+    given = [scope.node(arg.id).op if isinstance(arg, Ref) else GIVEN for arg in setter.args[2:]]
+    return all(op not in PROTOCOL and op not in VIEWS and op not in IN_PLACE and op != GIVEN for op in given)

@@ -7,6 +7,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.execution.schedule import Schedule, compile_graph
+from nnsight_hpc.graph.effort import effort
 from nnsight_hpc.graph.nodes import Graph, Ref
 from nnsight_hpc.graph.validation import validate
 
@@ -63,8 +64,9 @@ def _by_structure(graph: Graph, *, local: bool) -> Schedule:
 
 
 def _compiled(graph: Graph, *, local: bool) -> Schedule:
-    validate(graph, local=local)
-    return compile_graph(graph)
+    with effort():
+        validate(graph, local=local)
+        return compile_graph(graph)
 
 
 def structure(graph: Graph) -> Hashable:

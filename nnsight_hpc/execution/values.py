@@ -22,7 +22,7 @@ from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.frames import pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Self
 
 FORMAT = "nnsight-hpc/values"
@@ -73,11 +73,10 @@ class SavedTuple(tuple[Any, ...]):  # noqa: SLOT001 - it has names beside its en
 def kept(value: Any, *, copy: bool, detach: bool = True) -> Any:
     """A value as it is to be returned: copied where `copy` says so or a small view would hold large memory."""
     if isinstance(value, torch.Tensor):
-        value = value.detach() if detach else value
-        if copy:
-            return value.clone()
-        view_of_more = value.untyped_storage().nbytes() > 2 * value.numel() * value.element_size()
-        return value.clone() if view_of_more else value
+        if not copy and value.untyped_storage().nbytes() <= 2 * value.numel() * value.element_size():
+            return value.detach() if detach else value
+        made = value.clone()
+        return made.detach() if detach and made.requires_grad else made  # most have no history, and detach() takes time
     if isinstance(value, dict):
         return SavedOutput(
             {str(key): kept(item, copy=copy, detach=detach) for key, item in value.items() if _returnable(item)}
@@ -90,6 +89,17 @@ def kept(value: Any, *, copy: bool, detach: bool = True) -> Any:
     if not _returnable(value):
         raise TypeError(f"a value of type {type(value).__name__} cannot be saved")
     return value
+
+
+def converted(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A saved value with every tensor in it changed, however it is nested."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, SavedOutput):
+        return SavedOutput({key: converted(item, change) for key, item in value.items()})
+    if isinstance(value, SavedTuple):
+        return SavedTuple.of(value.fields, (converted(item, change) for item in value))
+    return type(value)(converted(item, change) for item in value) if type(value) in (list, tuple) else value
 
 
 def _fields_of(value: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from nnsight_hpc.graph.build import (
     IF,
     INVOKE,
     ITEM,
+    LEAVE,
     LOOP,
     MERGE,
     NEXT,
@@ -69,6 +70,8 @@ class Blocks:
             yield f"stands in more than {MAX_BLOCK_DEPTH} blocks"
         loops = self._loops(around)
         yield from (f"stands in the loop of node {loop}, which is over" for loop in loops if loop in self._ends)
+        if node.op == LEAVE and not loops:
+            yield "stands in no loop that it could end"
         yield from self._control(node)
         if node.op in (FINAL, COLLECT):
             return

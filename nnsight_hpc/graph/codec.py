@@ -15,10 +15,20 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nnsight_hpc.graph.limits import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_INTEGER, MAX_STRING
+from nnsight_hpc.graph.effort import spend
+from nnsight_hpc.graph.limits import (
+    MAX_DEPTH,
+    MAX_DOCUMENT_BYTES,
+    MAX_INTEGER,
+    MAX_LINE,
+    MAX_NAME,
+    MAX_PATH,
+    MAX_STRING,
+)
 from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Seed, Source, TensorRef
 from nnsight_hpc.wire.errors import InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
@@ -51,7 +61,7 @@ def _dump_node(node: Node) -> dict[str, Any]:
     if node.block is not None:
         entry["block"] = node.block
     if node.source is not None:
-        entry["source"] = [node.source.file, node.source.line, node.source.text]
+        entry["source"] = [node.source.file[-MAX_PATH:], node.source.line, node.source.text[:MAX_LINE]]
     return entry
 
 
@@ -93,14 +103,14 @@ def load_graph(document: str | bytes) -> Graph:
     if top.pop("format", None) != FORMAT:
         raise InvalidGraph("this is not an intervention graph", why=f'its "format" is not {FORMAT!r}')
     if (version := top.pop("version", None)) != VERSION:
-        raise InvalidGraph(f"the graph has version {version!r}", why=f"this program reads version {VERSION}")
+        raise InvalidGraph(f"the graph has version {_shown(version)}", why=f"this program reads version {VERSION}")
     _only(top, {"model", "kind", "nodes", "saves"}, "the document")
-    kind = _text(top.get("kind"), "kind")
+    kind = _name(top.get("kind"), "kind")
     nodes = _list(top.get("nodes"), "nodes")
     saves = _object(top.get("saves"), "saves")
     return Graph(
         nodes=tuple(_load_node(entry, f"nodes[{index}]") for index, entry in enumerate(nodes)),
-        saves={_text(name, "saves"): _integer(node, f"saves[{name!r}]") for name, node in saves.items()},
+        saves={_name(name, "saves"): _integer(node, f"saves[{_shown(name)}]") for name, node in saves.items()},
         model=_load_model(top.get("model")),
         kind=kind,
     )
@@ -119,7 +129,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"duplicate key {counts.most_common(1)[0][0]!r}")
+        raise ValueError(f"duplicate key {_shown(counts.most_common(1)[0][0])}")
     return result
 
 
@@ -132,21 +142,25 @@ def _load_model(entry: Any) -> ModelIdentity:
     _only(model, {"id", "fingerprint", "revision"}, "model")
     revision = model.get("revision")
     return ModelIdentity(
-        id=_text(model.get("id"), "model.id"),
-        fingerprint=_text(model.get("fingerprint", ""), "model.fingerprint"),
-        revision=None if revision is None else _text(revision, "model.revision"),
+        id=_text(model.get("id"), "model.id", MAX_PATH),
+        fingerprint=_name(model.get("fingerprint", ""), "model.fingerprint"),
+        revision=None if revision is None else _name(revision, "model.revision"),
     )
 
 
 def _load_node(entry: Any, where: str) -> Node:
+    spend(5)
     node = _object(entry, where)
     _only(node, {"id", "op", "args", "kwargs", "block", "source"}, where)
     kwargs = _object(node.get("kwargs", {}), f"{where}.kwargs")
     return Node(
         id=_integer(node.get("id"), f"{where}.id"),
-        op=_text(node.get("op"), f"{where}.op"),
+        op=_name(node.get("op"), f"{where}.op"),
         args=tuple(load_value(v, f"{where}.args", 0) for v in _list(node.get("args", []), f"{where}.args")),
-        kwargs={key: load_value(value, f"{where}.kwargs.{key}", 0) for key, value in kwargs.items()},
+        kwargs={
+            _name(key, f"{where}.kwargs"): load_value(value, f"{where}.kwargs.{_shown(key)}", 0)
+            for key, value in kwargs.items()
+        },
         source=_load_source(node["source"], f"{where}.source") if "source" in node else None,
         block=_integer(node["block"], f"{where}.block") if "block" in node else None,
     )
@@ -156,7 +170,7 @@ def _load_source(entry: Any, where: str) -> Source:
     parts = _list(entry, where)
     if len(parts) != 3:
         _refuse(where, "has not the form [file, line, text]")
-    return Source(_text(parts[0], where), _integer(parts[1], where), _text(parts[2], where))
+    return Source(_text(parts[0], where, MAX_PATH), _integer(parts[1], where), _text(parts[2], where, MAX_LINE))
 
 
 def load_value(value: Any, where: str, depth: int) -> Any:
@@ -171,13 +185,14 @@ def load_value(value: Any, where: str, depth: int) -> Any:
         return _finite(value, where)
     if isinstance(value, str):
         return _text(value, where)
+    spend(1)
     if isinstance(value, list):
         return [load_value(item, where, depth + 1) for item in value]
     if len(value) != 1:
         _refuse(where, "is an object with not exactly one key")
     [(tag, payload)] = value.items()
     if tag not in _LOADERS:
-        _refuse(where, f"has the unknown type {tag!r}; known are {', '.join(sorted(_LOADERS))}")
+        _refuse(where, f"has the unknown type {_shown(tag)}; known are {', '.join(sorted(_LOADERS))}")
     return _LOADERS[tag](payload, where, depth + 1)
 
 
@@ -221,9 +236,9 @@ def _load_ellipsis(payload: Any, where: str, _depth: int) -> Any:
 
 _LOADERS: dict[str, Callable[[Any, str, int], Any]] = {
     "ref": lambda payload, where, _: Ref(_integer(payload, where)),
-    "tensor": lambda payload, where, _: TensorRef(_text(payload, where)),
-    "dtype": lambda payload, where, _: DType(_text(payload, where)),
-    "device": lambda payload, where, _: Device(_text(payload, where)),
+    "tensor": lambda payload, where, _: TensorRef(_name(payload, where)),
+    "dtype": lambda payload, where, _: DType(_name(payload, where)),
+    "device": lambda payload, where, _: Device(_name(payload, where)),
     "seed": lambda payload, where, _: Seed(_integer(payload, where)),
     "tuple": lambda payload, where, depth: tuple(load_value(v, where, depth) for v in _list(payload, where)),
     "dict": _load_dict,
@@ -252,15 +267,23 @@ def _list(value: Any, where: str) -> list[Any]:
 
 def _only(value: dict[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(set(value) - known):
-        _refuse(where, f"has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        _refuse(where, f"has the unknown key {_shown(unknown[0])}; known are {', '.join(sorted(known))}")
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: Any, where: str, limit: int = MAX_STRING) -> str:
     if not isinstance(value, str):
         _refuse(where, "is not a string")
-    if len(value) > MAX_STRING:
-        _refuse(where, f"is a string of {len(value)} characters; the limit is {MAX_STRING}")
+    if len(value) > limit:
+        _refuse(where, f"is a string of {len(value)} characters; the limit is {limit}")
     return value
+
+
+def _name(value: Any, where: str) -> str:
+    return _text(value, where, MAX_NAME)
+
+
+_shown = reprlib.repr
+"""What a refusal shows of something that a document has: the beginning."""
 
 
 def _integer(value: Any, where: str) -> int:

@@ -11,6 +11,7 @@ from nnsight_hpc.graph.build import (
     BACKWARD,
     CALL,
     CARRIED,
+    CHECK,
     COLLECT,
     DICT,
     FINAL,
@@ -20,6 +21,8 @@ from nnsight_hpc.graph.build import (
     INVOKE,
     ITEM,
     KIND_OF,
+    LEAVE,
+    LENGTH,
     LIST,
     LOG,
     LOOP,
@@ -27,6 +30,7 @@ from nnsight_hpc.graph.build import (
     NEXT,
     PARAMETER,
     RANGE,
+    REACHED,
     READ_GRAD,
     READS,
     RESULT,
@@ -224,8 +228,7 @@ class Expressions:
         return Code(f"[{self.arguments(node.args)}]")
 
     def function(self, node: Node) -> Code:
-        names = {RANGE: "range", LOG: "print", APPLY: "apply"}
-        return Code(f"{names[node.op]}({self.arguments(node.args, node.kwargs.items())})")
+        return Code(f"{_FUNCTIONS[node.op]}({self.arguments(node.args, node.kwargs.items())})")
 
     def header(self, node: Node) -> Code:
         """The condition of an ``if``; what a loop goes over."""
@@ -263,6 +266,16 @@ def _by_kind(op: str) -> Callable[[Expressions, Node], Code]:
     return Expressions.method if op.startswith("Tensor.") else Expressions.call
 
 
+_FUNCTIONS = {
+    RANGE: "range",
+    LENGTH: "len",
+    LOG: "print",
+    APPLY: "apply",
+    CHECK: "check",
+    LEAVE: "leave",
+    REACHED: "reached",
+}
+
 _SPECIAL: dict[str, Callable[[Expressions, Node], Code]] = {
     **dict.fromkeys(READS.values(), lambda writer, node: Code(writer.point(node))),
     **dict.fromkeys(SETS.values(), Expressions.set_point),
@@ -271,7 +284,7 @@ _SPECIAL: dict[str, Callable[[Expressions, Node], Code]] = {
     **dict.fromkeys((READ_GRAD, SET_GRAD), Expressions.gradient),
     **dict.fromkeys((MERGE, NEXT, COLLECT, FINAL, CARRIED, ITEM), Expressions.control),
     **dict.fromkeys((LIST, DICT), Expressions.container),
-    **dict.fromkeys((RANGE, LOG, APPLY), Expressions.function),
+    **dict.fromkeys(_FUNCTIONS, Expressions.function),
     **dict.fromkeys((IF, LOOP), Expressions.header),
     SKIP: Expressions.skip,
     INVOKE: Expressions.invoke,

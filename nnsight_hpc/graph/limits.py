@@ -11,6 +11,13 @@ MAX_WORK = 20_000_000
 MAX_BLOCK_DEPTH = 16
 MAX_DEPTH = 32
 MAX_STRING = 65_536
+"""Characters of a string that is a value."""
+MAX_NAME = 1_000
+"""Characters of a name: of an operation, a keyword, a saved value, a tensor, a dtype."""
+MAX_PATH = 4_096
+"""Characters of a path or of a model's id."""
+MAX_LINE = 1_000
+"""Characters of a line of the user's source; a longer one is cut where a graph is written."""
 MAX_INTEGER = (1 << 63) - 1
 MAX_PROBLEMS = 20
 """So many problems of one graph are shown; more do not help."""

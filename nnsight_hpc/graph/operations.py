@@ -178,7 +178,8 @@ PROTOCOL = LOCAL_ONLY | {
     *(build.INVOKE, build.SKIP, build.RESULT, build.PARAMETER, build.CALL, build.SAVE, build.LOG),
     *(build.BACKWARD, build.READ_GRAD, build.SET_GRAD),
     *(build.IF, build.ELSE, build.MERGE, build.LOOP, build.ITEM, build.CARRIED, build.NEXT, build.END, build.FINAL),
-    *(build.COLLECT, build.RANGE, build.LIST, build.DICT, build.APPEND),
+    *(build.COLLECT, build.RANGE, build.LEAVE, build.CHECK, build.REACHED),
+    *(build.LIST, build.DICT, build.APPEND, build.LENGTH),
     "attribute",
 }
 

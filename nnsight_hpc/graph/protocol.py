@@ -11,6 +11,7 @@ from nnsight_hpc.graph.build import (
     BACKWARD,
     CALL,
     CARRIED,
+    CHECK,
     COLLECT,
     ELSE,
     END,
@@ -20,11 +21,14 @@ from nnsight_hpc.graph.build import (
     IF,
     INVOKE,
     ITEM,
+    LEAVE,
+    LENGTH,
     LOOP,
     MERGE,
     NEXT,
     PARAMETER,
     RANGE,
+    REACHED,
     READ_GRAD,
     READS,
     RESULT,
@@ -196,6 +200,11 @@ def _range(node: Node, _blocks: Blocks) -> Iterator[str]:
         yield "does not have the arguments ([start,] stop[, step])"
 
 
+def _check(node: Node, _blocks: Blocks) -> Iterator[str]:
+    if not node.args or node.kwargs:
+        yield "does not have the arguments (condition, part of the message, …)"
+
+
 def _refers_to(kind: str, *others: type) -> Callable[[Node, Blocks], Iterator[str]]:
     """A check that the first argument is a node of that operation, and that others follow."""
 
@@ -221,6 +230,10 @@ _CHECKS: dict[str, Callable[[Node, Blocks], Iterator[str]]] = {
     "operator.setitem": _setitem,
     APPEND: _append,
     RANGE: _range,
+    LEAVE: _one_value,
+    CHECK: _check,
+    REACHED: _one_node,
+    LENGTH: _one_value,
     IF: _one_value,
     ELSE: _refers_to(IF),
     MERGE: _refers_to(IF, object, object),

@@ -10,12 +10,14 @@ from nnsight_hpc.graph.build import (
     APPEND,
     BACKWARD,
     CARRIED,
+    CHECK,
     ELSE,
     END,
     FINAL,
     FORWARDS,
     IF,
     INVOKE,
+    LEAVE,
     LOG,
     LOOP,
     MERGE,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from nnsight_hpc.graph.layout import Place
     from nnsight_hpc.graph.nodes import Graph, Node
 
-STATEMENTS = frozenset({*SETS.values(), SKIP, SAVE, BACKWARD, SET_GRAD, APPEND, LOG, NEXT, END})
+STATEMENTS = frozenset({*SETS.values(), SKIP, SAVE, BACKWARD, SET_GRAD, APPEND, LOG, CHECK, LEAVE, NEXT, END})
 """What is done rather than computed."""
 OPENERS = FORWARDS | {INVOKE, IF, ELSE, LOOP}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.graph import operations
 from nnsight_hpc.graph.blocks import Blocks
 from nnsight_hpc.graph.build import APPLY, FORWARDS, INVOKE, LOOP, SAVE
+from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.graph.limits import (
     MAX_FORWARDS,
     MAX_INTEGER,
@@ -70,6 +71,7 @@ def _problems(graph: Graph, *, local: bool) -> Iterator[str]:
         yield f"its kind {graph.kind!r} is not one of {', '.join(sorted(KINDS))}"
     blocks = Blocks()
     for index, node in enumerate(graph.nodes):
+        spend(10)
         problems = list(islice(_node_problems(node, index, blocks, local=local), MAX_PROBLEMS + 1))
         for problem in problems:
             yield f"node {node.id} ({repr(node.op[:80])[1:-1]}) {problem}" + (f"\n{node.source}" if node.source else "")
@@ -88,6 +90,7 @@ def _node_problems(node: Node, index: int, blocks: Blocks, *, local: bool) -> It
         yield reason
         return
     for leaf in leaves((node.args, {key: value for key, value in node.kwargs.items() if key != "generator"})):
+        spend(1)
         yield from _leaf_problems(leaf, index)
         if isinstance(leaf, Seed):
             yield "has a seed that is not its generator"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor]:
     """``input_ids``, ``attention_mask`` and ``position_ids``, each ``[prompts, tokens]`` of int64, for a forward.
 
-    Prompts of unequal length are padded on the left, with a mask and positions that leave the padding out.
+    Prompts of unequal length are padded on the left, with a mask and positions that leave the padding out. The tensors are
+    new ones.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
     if hasattr(inputs, "__array__") and not isinstance(inputs, torch.Tensor):
         inputs = _from_numpy(inputs)
     if isinstance(inputs, torch.Tensor):
-        return _from_rows(list(inputs if inputs.ndim == 2 else inputs[None]))
+        return _from_tensor(inputs if inputs.ndim == 2 else inputs[None])
     if isinstance(inputs, list | tuple) and inputs and all(isinstance(item, str) for item in inputs):
         if tokenizer is None:
             raise InvalidInput(
@@ -56,11 +57,54 @@ def prepare_inputs(inputs: Any, tokenizer: Any = None) -> dict[str, torch.Tensor
     )
 
 
+def pad_left(prompts: Sequence[Mapping[str, torch.Tensor]], tokenizer: Any = None) -> list[dict[str, torch.Tensor]]:
+    """Prepared prompts, ``[prompts, tokens, …]`` in each tensor, as long as the longest: padded on the left, and masked there.
+
+    Raises
+    ------
+    InvalidInput
+        A prompt has no mask that would leave the padding out.
+    """
+    if not all(_is_row_mask(prompt.get("attention_mask")) for prompt in prompts):
+        raise InvalidInput("these prompts cannot be padded", why="the model has no mask [prompts, tokens] of them")
+    lengths = [prompt["attention_mask"].shape[1] for prompt in prompts]
+    filling = {"input_ids": _padding(tokenizer)}
+    return [
+        {name: _padded(tensor, max(lengths) - length, filling.get(name, 0)) for name, tensor in prompt.items()}
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+
+
+def _is_row_mask(mask: Any) -> bool:
+    return isinstance(mask, torch.Tensor) and mask.ndim == 2
+
+
+def _padded(tensor: torch.Tensor, missing: int, filling: int) -> torch.Tensor:
+    return torch.cat([tensor.new_full((len(tensor), missing, *tensor.shape[2:]), filling), tensor], 1)
+
+
+def _padding(tokenizer: Any) -> int:
+    """The token that stands where nothing is read."""
+    return 0 if tokenizer is None or tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
 def _from_numpy(inputs: Any) -> torch.Tensor:
     try:
         return torch.as_tensor(inputs, dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput("the token ids are not integers", why=str(error)) from None
+
+
+def _from_tensor(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rows of one length, on the device that they lie on: to fetch them from a GPU would wait for all that it still does."""
+    if ids.ndim != 2 or not ids.numel():
+        return _from_rows(list(ids))  # it says what is wrong
+    prompts, tokens = ids.shape
+    return {
+        "input_ids": ids.to(torch.int64, copy=True),
+        "attention_mask": torch.ones_like(ids, dtype=torch.int64),
+        "position_ids": torch.arange(tokens, device=ids.device).expand(prompts, -1).contiguous(),
+    }
 
 
 def _from_lists(inputs: Sequence[Any], tokenizer: Any = None) -> dict[str, torch.Tensor]:
@@ -76,7 +120,7 @@ def _from_mapping(inputs: Mapping[str, Any], tokenizer: Any = None) -> dict[str,
     if isinstance(rows, list) and len({len(row) if isinstance(row, list) else -1 for row in rows}) > 1:
         return _from_lists(rows, tokenizer)  # a tokenizer that was not told to pad
     try:
-        given = {key: torch.as_tensor(value) for key, value in inputs.items()}
+        given = {key: torch.as_tensor(value).clone() for key, value in inputs.items()}
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInput("the inputs are not tensors", why=str(error)) from None
     if "input_ids" not in given:
@@ -98,8 +142,7 @@ def _from_rows(rows: Sequence[torch.Tensor], tokenizer: Any = None) -> dict[str,
     longest = max((len(row) for row in rows), default=0)
     if not all(len(row) for row in rows) or not longest:
         raise InvalidInput("a prompt has no tokens", why=f"lengths are {[len(row) for row in rows]}")
-    padding = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids = torch.full((len(rows), longest), padding, dtype=torch.int64)
+    ids = torch.full((len(rows), longest), _padding(tokenizer), dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, longest - len(row) :] = row

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import ELSE, IF
 from nnsight_hpc.tracing.block_containers import Containers
 from nnsight_hpc.tracing.block_merge import after_branches, merged, names_in, opened
+from nnsight_hpc.tracing.control import Cond, Else
 from nnsight_hpc.tracing.value import Value
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-    from types import TracebackType
+    from types import FrameType, TracebackType
+
+    from nnsight_hpc.tracing.block_objects import Objects
 
 
 class PlainBranch:
@@ -51,13 +54,16 @@ class Branch:
     def __enter__(self) -> None:
         if not self._sides:
             self._before = names_in(sys._getframe(1), self._names)  # noqa: SLF001
-        self._containers.objects.open(sys._getframe(1))  # noqa: SLF001
+        if self._sides:
+            self._containers.objects.open_again()
+        else:
+            self._containers.objects.open(self._recorder, self._names)
         self._stack = opened(self._recorder.record(ELSE, self._condition) if self._sides else self._condition)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._sides.append(names_in(sys._getframe(1), self._names))  # noqa: SLF001
         self._stack.close()
-        self._containers.objects.close()
+        self._containers.objects.close(failed=kind is not None)
 
     def before(self, name: str) -> Any:
         return self._before[name]
@@ -67,12 +73,66 @@ class Branch:
         return after_branches(self._condition, first[name], second[name], name)
 
 
+class Conditional:
+    """``with tracer.cond(value) as c:`` or ``with c.else_():``, whose names are merged like those of an ``if``."""
+
+    recorded = True
+
+    def __init__(self, manager: Cond | Else, names: tuple[str, ...], containers: Containers) -> None:
+        self._manager, self._names, self._containers = manager, names, containers
+        self._start: dict[str, Any] = {}
+        self._other: dict[str, Any] = {}
+        self._now: dict[str, Any] = {}
+
+    def container(self, name: str) -> Any:
+        return self._containers.of_worker(name, sys._getframe(1), self._manager.recorder)  # noqa: SLF001
+
+    def before(self, name: str) -> Any:
+        """What a name is at the start of the block: in an ``else_()`` what it was before the ``cond``."""
+        held = names_in(sys._getframe(1), (name,))[name]  # noqa: SLF001 - the rewritten code
+        other, start, left = self._manager.sides.get(name, (held, held, held))
+        self._other[name], self._start[name] = (other, start) if left is held else (held, held)
+        return self._start[name]
+
+    def __enter__(self) -> Cond | Else:
+        self._manager.open()
+        self._containers.objects.open(self._manager.recorder, self._names)
+        return self._manager
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._now = names_in(sys._getframe(1), self._names)  # noqa: SLF001
+        self._manager.close()
+        self._containers.objects.close(failed=kind is not None)
+
+    def after(self, name: str) -> Any:
+        manager, now = self._manager, self._now[name]
+        if isinstance(manager, Else):
+            return after_branches(manager.condition, self._other[name], now, name)
+        left = after_branches(manager.condition, now, self._start[name], name)
+        manager.sides[name] = now, self._start[name], left
+        return left
+
+
+class Managed(ExitStack):
+    """A context manager that has nothing to do with values."""
+
+    recorded = False
+
+    def __init__(self, manager: Any) -> None:
+        super().__init__()
+        self._manager = manager
+
+    def __enter__(self) -> Any:
+        super().__enter__()
+        return self.enter_context(self._manager)
+
+
 class Choices:
     """``and``, ``or``, ``not``, ``a if b else c`` and chained comparisons; those that are open, the innermost last."""
 
-    def __init__(self) -> None:
-        self._containers = Containers()
-        self._open: list[_Choice] = []
+    def __init__(self, frame: FrameType) -> None:
+        self._containers = Containers(frame)
+        self._open: list[Any] = []
         self._middles: list[Any] = []
 
     def place(self) -> int:
@@ -82,7 +142,7 @@ class Choices:
     def back_to(self, place: int) -> None:
         """An exception left the expressions that were opened since."""
         while len(self._open) > place:
-            self._open.pop().close()
+            self._open.pop().abandon()
 
     def branch(self, test: Any, names: tuple[str, ...]) -> Branch | PlainBranch:
         if type(test) is Value:
@@ -96,16 +156,14 @@ class Choices:
         """After the first operand of ``and``: whether the second is evaluated."""
         if type(first) is not Value:
             return self._plain(first, bool(first))
-        choice = self._push(_Choice(first, first.recorder.record(IF, first)))
-        choice.enter()
+        self._begin(first, first.recorder.record(IF, first)).enter()
         return True
 
     def either(self, first: Any) -> bool:
         """After the first operand of ``or``: whether the second is left out."""
         if type(first) is not Value:
             return self._plain(first, bool(first))
-        choice = self._push(_Choice(first, first.recorder.record(IF, first), negative=True))
-        choice.enter()
+        self._begin(first, first.recorder.record(IF, first), negative=True).enter()
         return False
 
     def first(self) -> Any:
@@ -156,10 +214,11 @@ class Choices:
         return merged(choice.condition, first, second)
 
     def _plain(self, operand: Any, truth: bool) -> bool:
-        self._push(_Choice(operand, None)).truth = truth
+        self._begin(operand, None).truth = truth
         return truth
 
-    def _push(self, choice: _Choice) -> _Choice:
+    def _begin(self, operand: Any, condition: Value | None, *, negative: bool = False) -> _Choice:
+        choice = _Choice(self._containers.objects, operand, condition, negative=negative)
         self._open.append(choice)
         return choice
 
@@ -171,16 +230,24 @@ class _Choice:
     truth = True
     _stack: ExitStack | None = None
 
-    def __init__(self, operand: Any, condition: Value | None, *, negative: bool = False) -> None:
+    def __init__(self, objects: Objects, operand: Any, condition: Value | None, *, negative: bool) -> None:
+        self._objects = objects
         self.operand, self.condition, self.negative = operand, condition, negative
 
     def enter(self) -> None:
         """Record what follows in the side that is now evaluated."""
         assert self.condition is not None
         recorder = self.condition.recorder
+        self._objects.open(recorder)
         self._stack = opened(recorder.record(ELSE, self.condition) if self.negative else self.condition)
 
-    def close(self) -> None:
-        if self._stack is not None:
-            self._stack.close()
-            self._stack = None
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the side that was entered, if one was."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+            self._objects.close(failed=failed)
+
+    def abandon(self) -> None:
+        """An exception left it."""
+        self.close(failed=True)

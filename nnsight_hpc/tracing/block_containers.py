@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.build import APPEND, DICT, LIST, SAVE
+from nnsight_hpc.graph.build import APPEND, DICT, END, ITEM, LENGTH, LIST, LOOP, SAVE
 from nnsight_hpc.graph.nodes import Ref, refs_in
 from nnsight_hpc.tracing.block_merge import names_in, recordable, values_in
 from nnsight_hpc.tracing.block_objects import Objects
-from nnsight_hpc.tracing.block_templates import is_ours
+from nnsight_hpc.tracing.block_reach import Reach
 from nnsight_hpc.tracing.lines import users_line
+from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 
     from nnsight_hpc.graph.nodes import Node
     from nnsight_hpc.tracing.recorder import Recorder
-    from nnsight_hpc.tracing.value import Value
 
 _FILLS = frozenset({APPEND, "operator.setitem"})
 
 
 class Containers:
-    """The containers of one block."""
+    """The containers of one block, which belongs to a frame of the researcher's."""
 
-    def __init__(self) -> None:
+    def __init__(self, frame: FrameType) -> None:
+        self._frame = frame
         self._kept: list[Any] = []
-        self._moved: list[tuple[Value, Any]] = []
+        self._moved: list[tuple[Value, Any, str]] = []
         self.objects = Objects()
 
     def keep(self, item: Any) -> Any:
@@ -43,18 +44,22 @@ class Containers:
     def of_worker(self, name: str, frame: FrameType, recorder: Recorder) -> Any:
         """A container where the graph runs, with the entries of one of Python's; other objects themselves."""
         held = names_in(frame, (name,))[name]
-        if type(held) not in (list, dict, set):
+        tensor = type(held) is not Value and hasattr(held, "untyped_storage")
+        if type(held) not in (list, dict, set) and not tensor:
             return held
-        code = frame.f_code
-        used = {*code.co_names, *code.co_varnames, *code.co_cellvars}
-        other = [n for n, item in names_in(frame, sorted(used - {name})).items() if item is held and not is_ours(n)]
-        if other:
+        other = Reach(frame, without=name).paths.get(id(held))
+        if other is None and tensor:
+            other = next((n for n, item in self._frame.f_locals.items() if item is held and n != name), None)
+        if other is not None:
+            copy = "clone" if tensor else "copy"
             raise InvalidInput(
-                f"the {type(held).__name__} {name!r}, which is also {other[0]!r}, is changed where a value decides",
+                f"the {type(held).__name__} {name!r}, which is also {other!r}, is changed where a value decides",
                 where=str(users_line()),
-                why="it becomes a container where the graph runs, which only one name can stand for",
-                next=f"use one name in the block, or a copy: {name} = {name}.copy()",
+                why="it becomes another one where the graph runs, which only one name can stand for",
+                next=f"use one name in the block, or a copy: {name} = {name}.{copy}()",
             )
+        if tensor:
+            return held
         if type(held) is set or not all(map(recordable, held.values() if isinstance(held, dict) else held)):
             raise InvalidInput(
                 f"a {type(held).__name__} is changed where a value decides, and it cannot be recorded",
@@ -68,12 +73,12 @@ class Containers:
             made = recorder.record(DICT)
             for key, entry in held.items():
                 made[key] = entry
-        self._moved.append((made, held))
+        self._moved.append((made, held, name))
         return made
 
     def added(self, old: Any, new: Any) -> Any:
         """``old += new``."""
-        if type(new) in (list, tuple) and any(made is old for made, _ in self._moved):
+        if type(new) in (list, tuple) and any(made is old for made, *_ in self._moved):
             old.extend(new)
             return old
         old += new
@@ -81,26 +86,30 @@ class Containers:
 
     def note(self, made: Value) -> None:
         """A list where the graph runs that stands for no list of Python's."""
-        self._moved.append((made, None))
+        self._moved.append((made, None, ""))
 
     def finish(self) -> None:
         """At the end of the block: save what is to be kept, and have Python's containers filled with the results."""
-        moved = {id(held) for _, held in self._moved if held is not None}
+        moved = {id(held) for _, held, _ in self._moved if held is not None}
         for item in self._kept:
             for value in values_in(item) if id(item) not in moved else ():
                 if value.saved is None:
                     value.save()
         kept = {id(item) for item in self._kept}
-        for made, held in self._moved:
-            self._save(made, held, asked_for=id(held) in kept)
+        for made, held, name in self._moved:
+            fills = [
+                n for n in made.recorder.builder.nodes[made.node :] if n.op in _FILLS and n.args[0] == Ref(made.node)
+            ]
+            self._save(made, held, fills, asked_for=id(held) in kept)
             if held is not None and made.saved is not None:
                 made.recorder.bound.append(functools.partial(_fill, held, made.recorder, made.saved))
+            elif held is not None and fills and not made.recorder.in_loop(made.recorder.builder.nodes[made.node]):
+                _note_unsaved(made, held, name, fills)
 
-    def _save(self, made: Value, held: Any, *, asked_for: bool) -> None:
+    def _save(self, made: Value, held: Any, fills: list[Node], *, asked_for: bool) -> None:
         """Save a container if it was asked for, if one of its entries is saved, or if one needs no save: a plain number."""
         recorder = made.recorder
         nodes = recorder.builder.nodes
-        fills = [node for node in nodes[made.node :] if node.op in _FILLS and node.args[0] == Ref(made.node)]
         entries = {
             ref for entry in (*nodes[made.node].args, *(node.args[-1] for node in fills)) for ref in refs_in(entry)
         }
@@ -139,6 +148,30 @@ def _blocks(nodes: list[Node], node: Node) -> Iterator[int]:
     while block is not None:
         yield block
         block = nodes[block].block
+
+
+def _note_unsaved(made: Value, held: Any, name: str, fills: list[Node]) -> None:
+    """Have one of Python's containers get as many entries as the worker's, or its keys: values that were not saved."""
+    recorder = made.recorder
+    if type(held) is list:
+        save = recorder.save(recorder.record(LENGTH, made))
+    else:
+        loop = recorder.record(LOOP, made)
+        with recorder.inside(loop):
+            save = recorder.save(recorder.record(ITEM, loop))
+        recorder.record(END, loop)
+    recorder.names[save] = f"len({name})" if type(held) is list else f"keys of {name}"
+    entry = Value(recorder, fills[0].args[-1].id)
+    appended = all(node.op == APPEND for node in fills)
+    recorder.bound.append(functools.partial(_fill_with, held, recorder, save, entry, appended=appended))
+
+
+def _fill_with(held: Any, recorder: Recorder, save: int, entry: Value, *, appended: bool) -> None:
+    found = recorder.results.get(save)
+    if isinstance(found, int):
+        held[:] = [*held, *[entry] * (found - len(held))] if appended else [entry] * found
+    elif isinstance(found, list):
+        held.update(dict.fromkeys(found, entry))
 
 
 def _fill(held: Any, recorder: Recorder, saved: int) -> None:

@@ -13,9 +13,12 @@ from typing import Any, cast
 from nnsight_hpc.tracing.block_names import CHANGES
 from nnsight_hpc.tracing.block_templates import RUNTIME, constant, expression
 
-_SURE = frozenset({"isinstance", "issubclass", "hasattr", "callable", "len"})
-_ITERABLES = frozenset({"range", "enumerate", "zip"})
-_OF_LISTS = frozenset({"list", "tuple", "sum"})
+_SURE = frozenset({"isinstance", "issubclass", "hasattr", "callable"})
+_ITERABLES = frozenset({"range", "enumerate", "zip", "reversed"})
+_OF_LISTS = frozenset({"list", "tuple", "sum", "len", "any", "all", "min", "max"})
+_OF_SIZES = frozenset({
+    "view", "reshape", "expand", "permute", "repeat", "tile", "zeros", "ones", "new_zeros", "new_ones",
+})  # fmt: skip
 _OF_TENSORS = frozenset({
     "stack", "cat", "concat", "concatenate", "hstack", "vstack", "dstack", "row_stack", "column_stack", "block_diag",
 })  # fmt: skip
@@ -44,6 +47,14 @@ class Expressions(ast.NodeTransformer):
 
     def expression(self, node: ast.expr) -> ast.expr:
         return cast("ast.expr", self.visit(node))
+
+    def within(self, node: ast.expr) -> ast.expr:
+        """An expression that is evaluated where a value decides."""
+        self.depth += 1
+        try:
+            return self.expression(node)
+        finally:
+            self.depth -= 1
 
     def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
         return node
@@ -74,7 +85,7 @@ class Expressions(ast.NodeTransformer):
             return cast("ast.expr", self.generic_visit(node))
         first, *rest = node.values
         later = rest[0] if len(rest) == 1 else ast.copy_location(ast.BoolOp(node.op, rest), rest[0])
-        parts = {"A": self.expression(first), "B": self.expression(later)}
+        parts = {"A": self.expression(first), "B": self.within(later)}
         if isinstance(node.op, ast.And):
             return self.emit("RT.second(B) if RT.both(A) else RT.first()", node, **parts)
         return self.emit("RT.first() if RT.either(A) else RT.second(B)", node, **parts)
@@ -87,14 +98,14 @@ class Expressions(ast.NodeTransformer):
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         if surely_plain(node.test) or _names_inside([node.body, node.orelse]):
             return cast("ast.expr", self.generic_visit(node))
-        parts = {"T": self.expression(node.test), "X": self.expression(node.body), "Y": self.expression(node.orelse)}
+        parts = {"T": self.expression(node.test), "X": self.within(node.body), "Y": self.within(node.orelse)}
         text = "RT.chosen(RT.side(X) if RT.test(T) else None, RT.side(Y) if RT.otherwise() else None)"
         return self.emit(text, node, **parts)
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         if len(node.ops) == 1 or _names_inside(node.comparators[1:]):
             return cast("ast.expr", self.generic_visit(node))
-        operands = [self.expression(operand) for operand in (node.left, *node.comparators)]
+        operands = [self.expression(node.left), *map(self.within, node.comparators)]
         return self._chain(operands[0], node.ops, operands[1:], node)
 
     def _chain(self, left: ast.expr, ops: list[ast.cmpop], others: list[ast.expr], at: ast.Compare) -> ast.expr:
@@ -119,9 +130,44 @@ class Expressions(ast.NodeTransformer):
         self.gathers.append(name)
         for part in node.generators:
             part.iter = self.emit(f"{name}.over(X)", part.iter, X=self.iterable(part.iter))
-            part.ifs = [self.emit(f"{name}.guard(X)", test, X=self.expression(test)) for test in part.ifs]
-        node.elt = self.emit(f"{name}.entry(X)", node.elt, X=self.expression(node.elt))
+            part.ifs = [self.emit(f"{name}.guard(X)", test, X=self.within(test)) for test in part.ifs]
+        node.elt = self.emit(f"{name}.entry(X)", node.elt, X=self.within(node.elt))
         return self.emit(f"{name}.open().{end}(X)", node, X=node)
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.expr:
+        return self._of_python(node, "a dict comprehension")
+
+    def visit_SetComp(self, node: ast.SetComp) -> ast.expr:
+        return self._of_python(node, "a set comprehension")
+
+    def _of_python(self, node: ast.DictComp | ast.SetComp, what: str) -> ast.expr:
+        """A comprehension that no value can decide about; the runtime says so."""
+        for part in node.generators:
+            if not surely_plain_items(part.iter):
+                part.iter = self.emit(f"RT.of_python(X, {what!r})", part.iter, X=self.iterable(part.iter))
+            part.ifs = [
+                test if surely_plain(test) else self.emit(f"RT.of_python(X, {what!r})", test, X=test)
+                for test in part.ifs
+            ]
+        return cast("ast.expr", self.generic_visit(node))
+
+    def visit_List(self, node: ast.List) -> ast.expr:
+        """``[*x, y]``: how many entries `x` has may be known only where the graph runs."""
+        if isinstance(node.ctx, ast.Store) or not any(isinstance(entry, ast.Starred) for entry in node.elts):
+            return cast("ast.expr", self.generic_visit(node))
+        call = cast("ast.Call", self.emit("RT.listed()", node))
+        call.args += map(self._starred, node.elts)
+        return call
+
+    def _starred(self, node: ast.expr) -> ast.expr:
+        """An argument; one that is spread as such a thing for the runtime."""
+        if not isinstance(node, ast.Starred):
+            return self.expression(node)
+        return self.emit("RT.star(X)", node, X=self.expression(node.value))
+
+    def message(self, node: ast.expr) -> ast.expr:
+        """The message of an ``assert`` as a list of its parts."""
+        return ast.copy_location(ast.List(self._parts([node]), ast.Load()), node)
 
     def iterable(self, node: ast.expr) -> ast.expr:
         """What a loop runs over; ``range``, ``enumerate`` and ``zip`` of values are the runtime's."""
@@ -151,7 +197,7 @@ class Expressions(ast.NodeTransformer):
         return self._called(node)
 
     def _called(self, node: ast.Call) -> ast.expr:
-        if _calls(node, {"print"}) and any(not isinstance(a, ast.Constant) for a in node.args):
+        if _calls(node, {"print"}) and (self.depth or any(not isinstance(a, ast.Constant) for a in node.args)):
             return self._handed_on("RT.print(F)", node, self._parts(node.args))
         if isinstance(node.func, ast.Attribute):
             if node.func.attr == "log" and any(isinstance(a, ast.JoinedStr) for a in node.args):
@@ -161,8 +207,10 @@ class Expressions(ast.NodeTransformer):
             if node.func.attr == "save" and not node.args and self._is_container(node.func.value):
                 return self.emit("RT.kept(X)", node, X=self.expression(node.func.value))
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in _OF_SIZES and any(isinstance(a, ast.Starred) for a in node.args):
+            return self._handed_on("RT.spread(F)", node, list(map(self._starred, node.args)))
         names = _OF_TENSORS if isinstance(node.func, ast.Attribute) else _OF_LISTS
-        if name in names and node.args and not isinstance(node.args[0], ast.List | ast.Tuple | ast.Starred):
+        if name in names and node.args and not isinstance(node.args[0], ast.Starred):
             return self._handed_on("RT.call(F)", node, [self.expression(a) for a in node.args])
         return cast("ast.expr", self.generic_visit(node))
 

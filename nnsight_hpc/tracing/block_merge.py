@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, type(...), range})
+PLAIN = frozenset({type(None), bool, int, float, complex, str, type(...), range})
 
 
 class _Unbound:
@@ -67,14 +67,14 @@ def after_branches(condition: Value, first: Any, second: Any, name: str) -> Any:
     """What `name` is after a conditional that left it as `first` where the condition is true, and else as `second`."""
     if second is UNBOUND or first is UNBOUND:
         return first if second is UNBOUND else second
-    if not _same(first, second) and not (recordable(first) and recordable(second)):
+    if not same(first, second) and not (recordable(first) and recordable(second)):
         return Undecided(name)
     return merged(condition, first, second)
 
 
 def merged(condition: Value, first: Any, second: Any) -> Any:
     """`first` where the condition is true, or else `second`; saved if one of them is."""
-    if _same(first, second):
+    if same(first, second):
         return first
     recorder = condition.recorder
     value = recorder.record(MERGE, condition, first, second)
@@ -91,7 +91,7 @@ def recordable(item: Any) -> bool:
         return all(map(recordable, item))
     if kind is dict:
         return all(type(key) is str and recordable(entry) for key, entry in item.items())
-    return kind in _PLAIN or kind is Value or hasattr(kind, "__array__") or _is_torch(item)
+    return kind in PLAIN or kind is Value or hasattr(kind, "__array__") or _is_torch(item)
 
 
 def values_in(item: Any) -> list[Value]:
@@ -122,13 +122,13 @@ def _as_saved(value: Value) -> Value:
     return value if value.saved is None else Value(value.recorder, value.saved)
 
 
-def _same(first: Any, second: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     if first is second:
         return True
     kind = type(first)
     if kind is Value and type(second) is Value:
         return bool(first.recorder is second.recorder and first.node == second.node and first.saved == second.saved)
-    return kind is type(second) and kind in _PLAIN and bool(first == second)
+    return kind is type(second) and kind in PLAIN and bool(first == second)
 
 
 def _is_torch(item: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,8 +12,17 @@ if TYPE_CHECKING:
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 CHANGES = frozenset({"append", "extend", "insert", "pop", "popitem", "clear", "remove", "sort", "reverse", "update"})
 CHANGES |= {"setdefault", "add", "discard"}
+_ALWAYS_BIND = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
-_WAITS = (ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFor, ast.AsyncWith, ast.Return, ast.Nonlocal)
+_WAITS: dict[type[ast.AST], str] = {
+    ast.Yield: "yield",
+    ast.YieldFrom: "yield from",
+    ast.Await: "await",
+    ast.AsyncFor: "async for",
+    ast.AsyncWith: "async with",
+    ast.Return: "return",
+    ast.Nonlocal: "nonlocal",
+}
 
 
 def assigned(statements: Iterable[ast.AST]) -> list[str]:
@@ -22,17 +32,22 @@ def assigned(statements: Iterable[ast.AST]) -> list[str]:
 
 def read(statements: Iterable[ast.AST]) -> set[str]:
     """The names that the statements, and functions in them, may read."""
-    return {
-        node.id
-        for statement in statements
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store)
-    } | {
-        n.target.id
-        for s in statements
-        for n in ast.walk(s)
-        if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)
-    }
+    return {*reads(statements)}
+
+
+def targets(statements: Iterable[ast.AST]) -> set[str]:
+    """The names that loops in the statements give their items."""
+    loops = [node for statement in statements for node in _of_scope(statement) if isinstance(node, ast.For)]
+    return {*assigned(loop.target for loop in loops)}
+
+
+def reads(statements: Iterable[ast.AST]) -> Counter[str]:
+    """How often the statements read each name, functions in them included."""
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    loads = [n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)]
+    return Counter(
+        [*loads, *(n.target.id for n in nodes if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name))]
+    )
 
 
 def read_before_assigned(statements: Sequence[ast.stmt], name: str) -> bool:
@@ -42,6 +57,20 @@ def read_before_assigned(statements: Sequence[ast.stmt], name: str) -> bool:
             return True
         if isinstance(statement, ast.Assign | ast.AnnAssign) and name in assigned([statement]):
             return False
+    return False
+
+
+def surely_assigned(statements: Sequence[ast.stmt], name: str) -> bool:
+    """Whether each way through the statements binds `name`."""
+    for statement in statements:
+        if isinstance(statement, ast.If) and statement.orelse:
+            if surely_assigned(statement.body, name) and surely_assigned(statement.orelse, name):
+                return True
+        elif isinstance(statement, ast.With):
+            if surely_assigned(statement.body, name):
+                return True
+        elif isinstance(statement, _ALWAYS_BIND) and name in assigned([statement]):
+            return True
     return False
 
 
@@ -58,17 +87,20 @@ def changed_containers(statements: Iterable[ast.AST]) -> list[str]:
     return sorted({owner.id for owner in (*methods, *places, *added) if isinstance(owner, ast.Name)})
 
 
-def leaves(statements: Iterable[ast.AST]) -> bool:
-    """Whether the statements return, yield, wait, delete names, or jump in a loop that is around them."""
+def leaves(statements: Iterable[ast.AST]) -> str:
+    """The word with which the statements return, yield, wait, delete names, or jump in a loop that is around them."""
     for statement in statements:
-        if jumps([statement]):
-            return True
+        for kind in (ast.Break, ast.Continue):
+            if jumps([statement], (kind,)):
+                return kind.__name__.lower()
         for node in _of_scope(statement):
-            if isinstance(node, _WAITS) or (isinstance(node, ast.comprehension) and node.is_async):
-                return True
+            if isinstance(node, ast.comprehension) and node.is_async:
+                return "async for"
             if isinstance(node, ast.Delete) and any(isinstance(target, ast.Name) for target in node.targets):
-                return True
-    return False
+                return "del"
+            if word := _WAITS.get(type(node)):
+                return word
+    return ""
 
 
 def jumps(statements: Iterable[ast.AST], kinds: tuple[type[ast.stmt], ...] = (ast.Break, ast.Continue)) -> bool:
@@ -87,14 +119,6 @@ def jumps(statements: Iterable[ast.AST], kinds: tuple[type[ast.stmt], ...] = (as
 def raises(statements: Iterable[ast.AST]) -> bool:
     """Whether the statements raise an exception: that cannot be recorded for where the graph runs."""
     return any(isinstance(node, ast.Raise) for statement in statements for node in _of_scope(statement))
-
-
-def ends_in_continue(statements: Sequence[ast.stmt]) -> bool:
-    """Whether each way through the statements ends at a ``continue``."""
-    last = statements[-1] if statements else None
-    if isinstance(last, ast.If):
-        return ends_in_continue(last.body) and ends_in_continue(last.orelse)
-    return isinstance(last, ast.Continue)
 
 
 def _inner_statements(statement: ast.AST) -> Iterator[ast.AST]:

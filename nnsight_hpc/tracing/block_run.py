@@ -37,6 +37,9 @@ _FUTURE = __future__.annotations.compiler_flag
 _UNMANAGED = frozenset({"locals", "vars", "eval", "exec", "dir", "super", "__class__"})
 
 
+_IN_FUNCTION = "put it in a function"
+
+
 class Skipped(BaseException):
     """Raised where a block begins that has been, or is to be, run in its rewritten form."""
 
@@ -53,6 +56,8 @@ class _Plan:
         The names of the function that the block uses.
     written
         Those that it binds.
+    bound
+        All names that it binds other than as targets of loops.
     lent
         Global names that only the rewritten code binds (to lists of the worker): they are given back.
     start
@@ -62,14 +67,29 @@ class _Plan:
     code: CodeType
     parameters: tuple[str, ...]
     written: tuple[str, ...]
+    bound: tuple[str, ...]
     lent: tuple[str, ...]
     start: int
 
 
-_plans: dict[tuple[int, int], tuple[CodeType, _Plan | Literal["outer"] | None]] = {}
+@dataclass(frozen=True, slots=True)
+class AsWritten:
+    """A block that is run as it is written, and why if something in it may hang on a value; with what to do about that."""
+
+    why: str = ""
+    instead: str = ""
+
+
+_plans: dict[tuple[int, int], tuple[CodeType, _Plan | Literal["outer"] | AsWritten]] = {}
 """By code object and instruction; the code is held so that its id stays its own."""
 _ours: WeakValueDictionary[int, CodeType] = WeakValueDictionary()
 """Rewritten code by its id: contexts in it have been rewritten with it."""
+
+
+_NO_SOURCE = AsWritten(
+    "its source cannot be read: it was typed at a prompt, run by exec or changed since, or its cell begins with %%time",
+    "put it in a cell without such a line, or in a file",
+)
 
 
 def enter(frame: FrameType) -> BlockRun | None:
@@ -82,15 +102,32 @@ def enter(frame: FrameType) -> BlockRun | None:
     if known is None:
         if len(_plans) >= _MOST:
             _plans.clear()
-        known = _plans[key] = frame.f_code, None if id(frame.f_code) in _ours else _plan(frame)
+        known = _plans[key] = frame.f_code, AsWritten() if id(frame.f_code) in _ours else _plan(frame)
     plan = known[1]
-    if plan is None:
+    if isinstance(plan, AsWritten):
         return None
     if plan == "outer":
         outer = outer_of_wrapper(frame)
         return None if outer is None else enter(outer)
     run = BlockRun(frame, plan)
     return run if run.arm() else None
+
+
+def why_unrecorded(frame: FrameType) -> AsWritten:
+    """Why what `frame` does with a value (asks for its truth, goes through it) is not recorded."""
+    outer: FrameType | None = frame
+    while outer is not None:
+        entered = [at for code, at in _plans if code == id(outer.f_code) and at < outer.f_lasti]
+        plan = _plans[id(outer.f_code), max(entered)][1] if entered else None
+        if outer is not frame and (plan is not None or id(outer.f_code) in _ours):
+            name = frame.f_code.co_name
+            return AsWritten(
+                f"the block is recorded, and {name!r}, which it calls, only run", "write it in the block itself"
+            )
+        if isinstance(plan, AsWritten) and plan.why:
+            return plan
+        outer = outer.f_back
+    return AsWritten()
 
 
 class BlockRun:
@@ -132,7 +169,7 @@ class BlockRun:
         from nnsight_hpc.tracing.block_runtime import Runtime  # noqa: PLC0415 - loads torch, by way of values
 
         frame, plan = self._frame, self._plan
-        runtime = Runtime(frame, plan.written)
+        runtime = Runtime(frame, plan.written, plan.bound)
         own = frame.f_locals
         arguments = [own.get(name, runtime.unbound) for name in plan.parameters]
         held = {name: frame.f_globals[name] for name in plan.lent if name in frame.f_globals}
@@ -187,40 +224,44 @@ def _forget_skipped(error: BaseException) -> None:
         current = current.__context__
 
 
-def _plan(frame: FrameType) -> _Plan | Literal["outer"] | None:
-    """How to run the block, None where it is to run as it is written."""
+def _plan(frame: FrameType) -> _Plan | Literal["outer"] | AsWritten:
+    """How to run the block."""
     block = find(frame)
     if block is None:
-        return None
+        return _NO_SOURCE
     if outer_of_wrapper(frame) is not None and _hands_over(block):
         return "outer"
     code = frame.f_code
     in_function = bool(code.co_flags & 0x1)  # CO_OPTIMIZED: a function's names are fast locals
     if not in_function and frame.f_locals is not frame.f_globals:
-        return None  # the body of a class
-    if names.leaves(block.body) or _UNMANAGED & names.read(block.body):
-        return None
+        return AsWritten("it stands in the body of a class", _IN_FUNCTION)
+    if what := names.leaves(block.body) or next(iter(_UNMANAGED & names.read(block.body)), ""):
+        return AsWritten(f"it holds `{what}`", f"take `{what}` out of the block")
     local = {*code.co_varnames, *code.co_cellvars, *code.co_freevars} if in_function else set()
     bound = names.assigned(block.body)
     shared: set[str] = set()
     if in_function:
         if _seen_by_others(block, code):
-            return None
+            return AsWritten(
+                "a function shares a variable with it, and one of them changes it", "give the variable two names"
+            )
         outside = [c for c in inner_codes(code) if c.co_firstlineno not in block.lines and not _is_comprehension(c)]
         shared = {name for c in outside for name in c.co_freevars if name in bound} | {*code.co_freevars}.intersection(
             bound
         )
     body = rewritten(block.body, shared)
     if body is None:
-        return None
+        return AsWritten()
     used = names.read(block.body) | set(bound)
     parameters = tuple(sorted(local & used))
     new = {name for name in names.assigned(body) if name not in local and name not in bound and not is_ours(name)}
     globals_ = sorted({name for name in bound if name not in local} | new)
     made = _compiled(body, block, frame, parameters, globals_)
     if made is None:
-        return None
-    return _Plan(made, parameters, tuple(name for name in bound if name in local), tuple(sorted(new)), block.start)
+        return AsWritten("its names cannot be told", _IN_FUNCTION)
+    written, targets = tuple(name for name in bound if name in local), names.targets(block.body)
+    others = tuple(name for name in bound if name not in targets)
+    return _Plan(made, parameters, written, others, tuple(sorted(new)), block.start)
 
 
 def _hands_over(block: Block) -> bool:

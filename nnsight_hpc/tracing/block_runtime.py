@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import builtins
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import LOG
-from nnsight_hpc.tracing import block_loops
-from nnsight_hpc.tracing.block_choices import Choices
+from nnsight_hpc.tracing import block_calls, block_loops
+from nnsight_hpc.tracing.block_choices import Choices, Conditional, Managed
 from nnsight_hpc.tracing.block_merge import UNBOUND, names_in, values_in
+from nnsight_hpc.tracing.block_numbers import is_number
+from nnsight_hpc.tracing.block_steps import StepLoop
 from nnsight_hpc.tracing.block_unroll import Unrolling
+from nnsight_hpc.tracing.control import Cond, Else, Loop
 from nnsight_hpc.tracing.frames import write
-from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.value import Value
-from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+
+    from nnsight_hpc.tracing.iteration import Steppings
 
 _CONVERSIONS: dict[int, Callable[[Any], Any]] = {-1: lambda value: value, 115: str, 114: repr, 97: ascii}
 
@@ -33,61 +36,76 @@ class Runtime(Choices):
         The researcher's, that the block belongs to.
     written
         The names of that frame that the block binds.
+    bound
+        All names that it binds other than as targets of loops.
     """
 
     unbound = UNBOUND
+    many, ended = staticmethod(block_loops.many), staticmethod(block_loops.ended)
+    star, listed, spread = block_calls.Star, staticmethod(block_calls.listed), staticmethod(block_calls.spread)
+    check, of_python = staticmethod(block_calls.check), staticmethod(block_calls.of_python)
 
-    def __init__(self, frame: FrameType, written: tuple[str, ...]) -> None:
-        super().__init__()
-        self._frame, self._written = frame, written
+    def __init__(self, frame: FrameType, written: tuple[str, ...], bound: tuple[str, ...]) -> None:
+        super().__init__(frame)
+        self._frame, self._written, self._bound = frame, written, bound
         self._unrolling = Unrolling()
         self.kept, self.added = self._containers.keep, self._containers.added
         self.owner, self.added_to = self._containers.objects.owner, self._containers.objects.added_to
 
+    def decides(self, item: Any) -> bool:
+        """Whether what hangs on it is decided where the graph runs."""
+        return type(item) is Value
+
     def iterable(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``range(…)``, ``enumerate(…)``, ``zip(…)``, whose arguments may be values."""
+        """``range(…)``, ``enumerate(…)``, ``zip(…)``, ``reversed(…)``, whose arguments may be values."""
         known = [self._unrolling.of(argument) for argument in args]
         if function not in (enumerate, zip) or any(map(block_loops.over, known)):
             return block_loops.iterable(function, *args, **kwargs)
         return self._unrolling.joined(function, known, kwargs)
 
     def loop(
-        self,
-        items: Any,
-        targets: tuple[str, ...],
-        variables: tuple[str, ...],
-        first: tuple[str, ...],
-        has_else: bool,
+        self, items: Any, names: tuple[tuple[str, ...], ...], shared: bool
     ) -> block_loops.RecordedLoop | block_loops.PlainLoop:
+        """A loop, as `names` the fields of `LoopNames`; `shared` if the items have a name of their own."""
+        bound = block_loops.LoopNames(*names)
         items = self._unrolling.of(items)
+        if type(items) is Loop and type(items.items) is Value:
+            items = items.items
+        if type(items) is Steps:
+            return StepLoop(items.steps, items, bound)
+        if getattr(type(items), "over_steps", False):
+            return StepLoop(items, items, bound)
         over = block_loops.over(items)
         if over is None:
-            return block_loops.PlainLoop(items)
-        if has_else:
-            raise InvalidInput(
-                "`for … else` over a value cannot be recorded",
-                where=str(users_line()),
-                next="write what stands in the `else` after the loop: a loop over a value has no `break`",
-            )
-        return block_loops.RecordedLoop(over, targets, variables, first, self._containers)
+            return block_loops.PlainLoop(items, shared=shared)
+        return block_loops.RecordedLoop(over, bound, self._containers)
 
     def gather(self) -> block_loops.Gather:
-        return block_loops.Gather(self._containers, self._unrolling)
+        return block_loops.Gather(self._containers, self._unrolling, self._open)
 
-    def passes(self, manager: Any) -> Iterator[AbstractContextManager[Any]]:
-        """The steps of ``with tracer.iter[…] as step:``, each as a manager; any other manager itself, once."""
+    def passes(self, manager: Any) -> Any:
+        """The passes of ``with tracer.iter[…] as step:``, each as a manager; of any other manager itself, once."""
         if getattr(type(manager), "over_steps", False):
-            yield from map(nullcontext, manager)
-        else:
-            yield manager
+            return Steps(manager)
+        if type(manager) is Loop and type(manager.items) is Value:
+            return block_loops.Over(manager.items, lambda _turn, entry: nullcontext(entry))
+        return [manager]
+
+    def conditional(self, manager: Any, names: tuple[str, ...]) -> Conditional | Managed:
+        """``tracer.cond(…)`` and ``.else_()``; another object whose method has such a name itself."""
+        return Conditional(manager, names, self._containers) if isinstance(manager, Cond | Else) else Managed(manager)
 
     def print(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``print`` of values writes a line while the graph runs."""
+        """``print`` of values, and where a value decides, writes a line while the graph runs."""
         values = values_in(args)
-        if not values or function is not builtins.print or "file" in kwargs:
+        recorder = values[0].recorder if values else self._containers.objects.recorder
+        if recorder is None or function is not builtins.print or "file" in kwargs:
             return function(*args, **kwargs)
+        if not values:
+            recorder.record(LOG, str(kwargs.get("sep", " ")).join(map(str, args)))
+            return None
         parts = [part if values_in(part) else str(part).strip() for part in args]
-        values[0].recorder.record(LOG, *[part for part in parts if type(part) is not str or part])
+        recorder.record(LOG, *[part for part in parts if type(part) is not str or part])
         return None
 
     def parts(self, *parts: Any) -> list[Any]:
@@ -104,18 +122,8 @@ class Runtime(Choices):
         return [piece for piece in stripped if type(piece) is Value or piece]
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A function that takes a list, which may live where the graph runs."""
-        first = args[0]
-        if type(first) is not Value:
-            return function(*args, **kwargs)
-        if function in (list, tuple):
-            return first
-        if function is sum:
-            return block_loops.total(first, *args[1:], **kwargs)
-        name = getattr(function, "__name__", "")
-        if getattr(sys.modules.get("torch"), name, None) is function:
-            return first.recorder.record(f"torch.{name}", *args, **kwargs)
-        return function(*args, **kwargs)
+        """A function that looks into what it is given, which may live where the graph runs."""
+        return block_calls.called(function, args, kwargs)
 
     def share(self, name: str, value: Any) -> None:
         """Give a name of the researcher's frame its value now, where a function reads it."""
@@ -128,5 +136,18 @@ class Runtime(Choices):
             write(self._frame, {name: value for name, value in found.items() if value is not UNBOUND})
 
     def finish(self) -> None:
-        """Record what is to be saved at the end of the block."""
+        """Record what is to be saved at the end of the block: lists that are to be filled, names of plain numbers."""
         self._containers.finish()
+        for value in names_in(self._frame, self._bound).values():
+            if type(value) is Value and value.saved is None and is_number(value.recorder.builder.nodes, value.node):
+                value.saved = value.recorder.save(value)
+
+
+class Steps:
+    """The steps of ``with tracer.iter[…] as step:``, each as a manager that gives its number."""
+
+    def __init__(self, steps: Steppings) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[nullcontext[int]]:
+        return map(nullcontext, self.steps)

@@ -16,7 +16,7 @@ class Body:
     _rewritten: block_run.BlockRun | None = None
 
     def _begin_block(self, frame: FrameType) -> None:
-        """The last act of ``__enter__``, with the frame that called it."""
+        """The end of ``__enter__``, with the frame that called it; only what cannot fail comes after it."""
         self._rewritten = block_run.enter(frame)
 
     def __exit__(

@@ -6,10 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils._pytree import tree_map_only
-
-from nnsight_hpc.execution.values import Absent
+from nnsight_hpc.execution.values import Absent, converted
 from nnsight_hpc.graph.build import READS
 from nnsight_hpc.tracing.current import current_trace
 from nnsight_hpc.tracing.lines import users_line
@@ -18,19 +15,21 @@ from nnsight_hpc.wire.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import torch
+
     from nnsight_hpc.tracing.context import Trace
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one module returned, and what it was given (arguments, keywords); lists with an item a call if there are several."""
+    """What one module returned, and what it was given (arguments, keywords); in a generation lists with an item a step."""
 
     output: Any = None
     inputs: Any = None
 
     @property
     def input(self) -> Any:
-        """The first argument; of several calls a list."""
+        """The first argument; in a generation a list."""
         return [_first(call) for call in self.inputs] if isinstance(self.inputs, list) else _first(self.inputs)
 
 
@@ -51,7 +50,7 @@ class Cache:
         self, trace: Trace, modules: Iterable[Any] | None, kinds: tuple[str, ...], *, device: Any, dtype: Any
     ) -> None:
         self._trace, self._kinds, self._to = trace, kinds, {"device": device, "dtype": dtype}
-        self._where = trace.where
+        self._where, self._line = trace.where, str(users_line())
         names = [name for name, _ in trace.model.origin._module.named_modules()]  # noqa: SLF001 - the tree
         self._paths = names if modules is None else [_path(module, trace) for module in modules]
         self._saves: dict[tuple[str, str], list[int]] = {}
@@ -61,6 +60,12 @@ class Cache:
         """Read and save every point: at the end of the block, so that it is what the model passed on."""
         trace, recorder = self._trace, self._trace.recorder
         where = trace.all_rows() if self._where is None else self._where
+        if trace.generates and trace.steps is None:
+            raise InvalidInput(
+                "a cache holds every step of a generation, and how many there may be is not known here",
+                where=self._line,
+                next="give max_new_tokens=…",
+            )
         for call in range(trace.steps or 1):
             options = {"call": call, "optional": True} if call else {"optional": True}
             for path in self._paths:
@@ -118,15 +123,14 @@ class Cache:
                 raise InvalidInput("the cache is filled when the block is over", where=str(users_line()))
             made = {(path, kind): self._calls(path, kind) for path in self._paths for kind in self._kinds}
             reached = [path for path in self._paths if any(made[path, kind] for kind in self._kinds)]
-            self._entries = {
-                path: Entry(**{kind: _one_or_all(made[path, kind]) for kind in self._kinds}) for path in reached
-            }
+            shown = list if self._trace.generates else _only
+            self._entries = {path: Entry(**{kind: shown(made[path, kind]) for kind in self._kinds}) for path in reached}
         return self._entries
 
     def _calls(self, path: str, kind: str) -> list[Any]:
         """What stood at a point at each call that the model made."""
         found = (self._trace.recorder.results[save] for save in self._saves[path, kind])
-        return [tree_map_only(torch.Tensor, self._moved, value) for value in found if not isinstance(value, Absent)]
+        return [converted(value, self._moved) for value in found if not isinstance(value, Absent)]
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._to["device"], self._to["dtype"] if tensor.is_floating_point() else None)
@@ -158,5 +162,5 @@ def _path(module: Any, trace: Trace) -> str:
     return str(module._path)  # noqa: SLF001
 
 
-def _one_or_all(calls: list[Any]) -> Any:
-    return calls[0] if len(calls) == 1 else calls or None
+def _only(calls: list[Any]) -> Any:
+    return calls[0] if calls else None

@@ -64,21 +64,29 @@ class Constants:
         known = self._names.get(id(tensor))
         name = f"{self._prefix}{len(self.tensors)}" if known is None else known[2]
         self.tensors[name] = tensor
-        self._names[id(tensor)] = (tensor, -1, name)
+        self._names[id(tensor)] = (tensor, _version(tensor), name)
         return TensorRef(name)
 
     def _tensor(self, tensor: torch.Tensor) -> TensorRef:
         """The tensor by name, as it is now: a change that the researcher makes to it later in the block is not seen."""
-        version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - torch's own count of changes in place
+        version = _version(tensor)
         known = self._names.get(id(tensor))
         if known is not None and known[1] == version and not tensor.is_inference():
             return TensorRef(known[2])
         name = f"{self._prefix}{len(self.tensors)}"
-        self.tensors[name] = self._kept(tensor)
+        self.tensors[name] = self.kept(tensor)
         self._names[id(tensor)] = (tensor, version, name)
         return TensorRef(name)
 
-    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._attached and tensor.requires_grad and torch.is_grad_enabled():
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as it is now, for a recording that outlives this line."""
+        if not tensor.requires_grad:
+            return tensor.detach() if isinstance(tensor, torch.nn.Parameter) else tensor.clone()
+        if self._attached and torch.is_grad_enabled():
             return tensor  # training: the optimiser's own tensor, or what was computed from it
         return tensor.detach() if isinstance(tensor, torch.nn.Parameter) else tensor.detach().clone()
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place, as far as torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - torch's own count

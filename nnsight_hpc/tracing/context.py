@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.build import FORWARD, INVOKE
-from nnsight_hpc.tracing.batches import Batch, form_of
+from nnsight_hpc.graph.build import FORWARD, GENERATE, INVOKE
+from nnsight_hpc.tracing.batches import Batch, form_of, merge, own
 from nnsight_hpc.tracing.cache import Cache
 from nnsight_hpc.tracing.control import Loop
 from nnsight_hpc.tracing.current import current_trace, session_now, trace_now
@@ -45,8 +45,9 @@ class Session(Request):
         if session_now.get() is not None or trace_now.get() is not None:
             raise InvalidInput("a session cannot be opened inside another session or trace", where=str(users_line()))
         self._frame = sys._getframe(1)  # noqa: SLF001
-        self._token = session_now.set(self)
+        self.recorder.recall(self._frame)
         self._begin_block(self._frame)
+        self._token = session_now.set(self)
         return self
 
     def _end(self, error: BaseException | None) -> None:
@@ -81,7 +82,7 @@ class Trace(Points):
         self._batches: list[Batch] = []
         self._batch: Batch | None = None
         self._caches: list[Cache] = []
-        self._one_call = self._all_rows = False
+        self._one_call, self._all_rows = False, ""
 
     @property
     def graph(self) -> Graph:
@@ -93,6 +94,11 @@ class Trace(Points):
         """How often the model runs at most, in a generation; None where that is not known."""
         steps: int | None = self._kwargs.get("max_new_tokens") if self._batch is None else self._batch.steps
         return steps
+
+    @property
+    def generates(self) -> bool:
+        """Whether it is a generation."""
+        return self._op == GENERATE
 
     def __enter__(self) -> Self:
         if trace_now.get() is not None:
@@ -109,12 +115,17 @@ class Trace(Points):
             args, kwargs = self.model.prepare(self._op, self._inputs, self._kwargs)
             self._batch = self._begin(None, args, kwargs)
             self.where = self._batch.forward
-        self._token = trace_now.set(self)
         self._begin_block(self._frame)
+        self._token = trace_now.set(self)
         return self
 
     def invoke(self, *inputs: Any, **kwargs: Any) -> Invoke:
-        """``with tracer.invoke(inputs):`` adds rows to the batch; without inputs its values show all rows."""
+        """``with tracer.invoke(inputs):`` adds rows to the batch; without inputs its values show all rows.
+
+        Prompts of one length share a forward, and others run in turn, so that no invoke sees padding. Where an invoke without
+        inputs, or a cache outside of invokes, shows all rows, there is one forward: prompts of unequal length are padded on
+        the left, and the values of every invoke are as long as those of the longest prompt.
+        """
         return Invoke(self, inputs, kwargs)
 
     @property
@@ -143,7 +154,8 @@ class Trace(Points):
 
     def join(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         """Add the rows of an invoke, and return where its values are."""
-        args, keywords = self.model.prepare(self._op, inputs, {**self._kwargs, **kwargs})
+        given = inputs, {**self._kwargs, **kwargs}
+        args, keywords = own(self.model.prepare(self._op, *given), given, self.recorder)
         form, rows = form_of((args, keywords))
         self._batch = next((b for b in self._batches if form is not None and b.form == form), None)
         if self._batch is None:
@@ -151,28 +163,49 @@ class Trace(Points):
         else:
             self._batch.parts.append((args, keywords))
             if self.recorder.shadow is not None:
-                self.recorder.replace(self._batch.forward, *self._batch.inputs())
+                self.recorder.replace(self._batch.forward, *self._batch.inputs(self.recorder))
         if rows is None:
             return self._batch.forward
         start, self._batch.rows = self._batch.rows, self._batch.rows + rows
-        where = self.recorder.append(INVOKE, (self._batch.forward, start, self._batch.rows), {}, self.outer)
+        where = self.recorder.append(INVOKE, (self._batch.forward, start, self._batch.rows), {}, self.outer, 4)
+        self._batch.invokes.append(where)
         self.wheres.append(where.node)
         return where
 
     def all_rows(self) -> Value:
-        """Where the values of all rows are; raises `InvalidInput` unless all invokes share one forward."""
-        if len(self._batches) != 1:
+        """Where the values of all rows are: in the first forward, which gets the inputs of all invokes."""
+        if not self._batches:
             raise InvalidInput(
-                "the rows of all invokes are asked for" + (", and there are none" if not self._batches else ""),
+                "the rows of all invokes are asked for, and there are none",
                 where=str(users_line()),
-                why="the inputs of the invokes differ in length, so they do not run as one batch"
-                if self._batches
-                else "",
-                next="give the invoke inputs" + (", or the others inputs of one length" if self._batches else ""),
+                next="give the invoke inputs",
             )
-        self._all_rows = True
+        self._all_rows = str(users_line())
+        self._refuse_padding()
         self._batch = self._batches[0]
         return self._batch.forward
+
+    def _refuse_padding(self) -> None:
+        """Raise `InvalidInput` where all rows are asked for, and it is known already that they cannot be one batch."""
+        shown, alone = self.recorder.shadow is not None, any(batch.form is None for batch in self._batches)
+        if self._all_rows and len(self._batches) > 1 and (shown or alone):
+            why = "scan and validate show each value in its own length" if shown else "some inputs fit no others"
+            raise self._no_batch(why, str(users_line()))
+
+    def _merge(self) -> None:
+        """All rows are asked for: make one forward of all."""
+        try:
+            self._batches = [merge(self._batches, self.recorder, self.model.padded)]
+        except InvalidInput as error:
+            raise self._no_batch(error.why, self._all_rows) from None
+
+    def _no_batch(self, why: str, where: str) -> InvalidInput:
+        return InvalidInput(
+            "the rows of all invokes are asked for, and their inputs cannot be one batch",
+            where=where,
+            why=why,
+            next="give the inputs in one invoke; a list of prompts is padded on the left",
+        )
 
     def _join_session(self) -> None:
         self._session = session_now.get()
@@ -185,20 +218,16 @@ class Trace(Points):
 
     def _begin(self, form: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         """Record a new forward. One that invokes may share (it has a form) gets its inputs when all are known."""
-        if self._all_rows:
-            raise InvalidInput(
-                "this invoke would run as a forward of its own",
-                where=str(users_line()),
-                why="an earlier invoke without inputs shows all rows, and these inputs have another length",
-            )
         given = (args, kwargs) if form is None or self.recorder.shadow is not None else ((), {})
-        forward = self.recorder.append(self._op, *given, self.outer)
+        forward = self.recorder.append(self._op, *given, self.outer, 4)
         self.wheres.append(forward.node)
         batch = Batch(forward, form)
         batch.parts.append((args, kwargs))
         self._batches.append(batch)
         if self.model.edits:
             replay(self.model.edits, self.recorder, batch)
+        batch.nodes = range(forward.node, len(self.recorder.builder.nodes))
+        self._refuse_padding()
         return batch
 
     def _end(self, error: BaseException | None) -> None:
@@ -227,9 +256,11 @@ class Trace(Points):
             )
         for cache in self._caches:
             cache.record()
+        if self._all_rows and len(self._batches) > 1:
+            self._merge()
         for batch in self._batches:
             if batch.form is not None and self.recorder.shadow is None:  # under scan it has them already
-                self.recorder.replace(batch.forward, *batch.inputs())
+                self.recorder.replace(batch.forward, *batch.inputs(self.recorder))
         self.recorder.settle_gradients(self._start)
 
     def _run(self, frame: FrameType) -> None:

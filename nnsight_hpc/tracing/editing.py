@@ -32,8 +32,8 @@ class Editing(Points):
             raise InvalidInput("an edit cannot be recorded inside a trace or session", where=str(users_line()))
         self.where = self.recorder.record(FORWARD)
         self.wheres.append(self.where.node)
-        self._token = trace_now.set(self)
         self._begin_block(sys._getframe(1))  # noqa: SLF001 - the documented way to a caller's frame
+        self._token = trace_now.set(self)
         return self.model
 
     def _end(self, error: BaseException | None) -> None:

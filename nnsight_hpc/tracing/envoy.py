@@ -40,7 +40,9 @@ class Envoy:
 
     @property
     def output(self) -> Any:
-        return self._points().read(self._path, "output")
+        trace = trace_now.get()  # what `_points` does, without its calls: nothing is read more often
+        trace = trace if trace is not None and trace.model is self._root else self._points()
+        return trace.read(self._path, "output")
 
     @output.setter
     def output(self, value: Any) -> None:
@@ -138,10 +140,12 @@ class Envoy:
         names = list(children)
         if isinstance(index, slice):
             return [self.get(name) for name in names[index]]
-        if not -len(names) <= index < len(names):
-            raise IndexError(f"{self._path or 'the model'} has {len(names)} modules, and none at {index}")
-        child = children[names[index]]
-        return self.get(names[index]) if child is None else self._child(names[index], child)
+        try:
+            name = names[index]
+        except IndexError:
+            raise IndexError(f"{self._path or 'the model'} has {len(names)} modules, and none at {index}") from None
+        child = children[name]
+        return self.get(name) if child is None else self._child(name, child)
 
     def __iter__(self) -> Iterator[Envoy]:
         return iter(self[:])

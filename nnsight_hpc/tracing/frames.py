@@ -15,12 +15,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import CodeType, FrameType
 
 T = TypeVar("T")
 _WRITES_THROUGH = sys.version_info >= (3, 13)  # PEP 667
 _GENERATOR = contextlib._GeneratorContextManager  # noqa: SLF001 - its frames are told by their code
+if not _WRITES_THROUGH:
+    _to_fast = ctypes.pythonapi.PyFrame_LocalsToFast
+    _to_fast.argtypes, _to_fast.restype = (ctypes.py_object, ctypes.c_int), None
+_MOST = 1024
+_stores: dict[int, tuple[CodeType, tuple[str, ...]]] = {}
+"""The globals that code assigns to, by the id of the code object, which is held so that it stays its own."""
 _RUNS_GENERATOR = (_GENERATOR.__enter__.__code__, _GENERATOR.__exit__.__code__)
 
 
@@ -36,15 +42,18 @@ DROP = Entries()
 def named(frame: FrameType, kind: type[T]) -> list[tuple[str, T]]:
     """What is of type `kind` in the frame's names and in the lists, tuples and dicts under them, with how it is reached."""
     found: list[tuple[str, T]] = []
+    seen: set[int] = set()
 
-    def note(value: T, path: str, _place: str) -> T:
-        found.append((path, value))
-        return value
+    def look(places: Iterable[tuple[Any, Any]], path: str) -> None:
+        for key, item in places:
+            if type(item) is kind:
+                found.append((f"{path}[{key!r}]" if path else key, item))
+            elif _plain(type(item)) is not None and id(item) not in seen:
+                seen.add(id(item))
+                look(_places(item), f"{path}[{key!r}]" if path else key)
 
     for names in _namespaces(frame):
-        walk = _Walk(kind, note)
-        for name, value in names.items():
-            walk.through(value, name)
+        look(names.items(), "")
     return found
 
 
@@ -57,19 +66,17 @@ def bind(frame: FrameType, kind: type[T], replace: Callable[[T, str], Any]) -> N
         Called with the value and ``name``, ``list``, ``tuple`` or ``dict``, where it stands. For an entry of a container
         it may return `Entries`.
     """
-    walk = _Walk(kind, lambda value, _path, place: replace(value, place))
+    walk = _Walk(kind, replace)
     for names in _namespaces(frame):
-        new = {name: made for name, value in names.items() if (made := walk.through(value, name)) is not value}
-        if new:
+        if new := walk.changes(names.items(), "name"):
             names.write(new)
 
 
 def write(frame: FrameType, names: Mapping[str, Any]) -> None:
     """Give names of a running function their values; of a module or class, too."""
-    known = frame.f_locals
-    known.update(names)
+    frame.f_locals.update(names)
     if not _WRITES_THROUGH:
-        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        _to_fast(frame, 0)
 
 
 def outer_of_wrapper(frame: FrameType) -> FrameType | None:
@@ -107,7 +114,7 @@ def _namespaces(frame: FrameType) -> Iterator[_Locals | _Globals]:
     while True:
         if frame.f_globals is not contextlib.__dict__:
             yield _Locals(frame)
-            if frame.f_locals is not frame.f_globals and _assigned_globals(frame.f_code):
+            if _assigned_globals(frame.f_code) and frame.f_locals is not frame.f_globals:
                 yield _Globals(frame)
             outer = outer_of_wrapper(frame)
         else:
@@ -117,43 +124,58 @@ def _namespaces(frame: FrameType) -> Iterator[_Locals | _Globals]:
         frame = outer
 
 
-@functools.lru_cache(maxsize=1024)
 def _assigned_globals(code: CodeType) -> tuple[str, ...]:
-    return tuple({i.argval: None for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"})
+    known = _stores.get(id(code))
+    if known is None:
+        if len(_stores) >= _MOST:
+            _stores.clear()
+        found = {i.argval: None for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+        known = _stores[id(code)] = code, tuple(found)
+    return known[1]
 
 
 class _Walk:
-    """Visits values of one type in containers: lists, dicts and deques are changed in place, tuples made anew."""
+    """Replaces values of one type in containers: lists, dicts and deques are changed in place, tuples made anew."""
 
-    def __init__(self, kind: type[T], visit: Callable[[T, str, str], Any]) -> None:
-        self._kind, self._visit = kind, visit
+    def __init__(self, kind: type[T], replace: Callable[[T, str], Any]) -> None:
+        self._kind, self._replace = kind, replace
         self._seen: dict[int, tuple[Any, Any]] = {}
 
-    def through(self, value: Any, path: str, place: str = "name") -> Any:
-        """What is to stand in the place of `value`."""
-        if type(value) is self._kind:
-            return self._visit(value, path, place)
-        plain = _plain(type(value))  # type: ignore[arg-type]
-        if plain is None:
-            return value
+    def changes(self, places: Iterable[tuple[Any, Any]], place: str) -> dict[Any, Any]:
+        """What is to stand in places of one namespace or container, as far as it is something else."""
+        kind, replace, changed = self._kind, self._replace, {}
+        for key, item in places:
+            if type(item) is kind:
+                new = replace(item, place)
+            elif _plain(type(item)) is None:
+                continue  # of a corpus's strings none is kept
+            else:
+                new = self._through(item)
+            if new is not item:
+                changed[key] = new
+        return changed
+
+    def _through(self, value: Any) -> Any:
+        """What is to stand in the place of a container."""
         if id(value) in self._seen:
             return self._seen[id(value)][1]
         self._seen[id(value)] = value, value
-        places = dict.items(value) if plain is dict else enumerate(plain.__iter__(value))  # never a subclass's own
-        found = [(key, item) for key, item in places if self._looked_at(type(item))]  # of a corpus's strings none
-        inner = "name" if hasattr(value, "_make") else "list" if plain is deque else plain.__name__
-        new = {key: self.through(item, f"{path}[{key!r}]", inner) for key, item in found}
-        changed = {key: new[key] for key, item in found if new[key] is not item}
+        plain = _plain(type(value))
+        changed = self.changes(
+            _places(value), "name" if hasattr(value, "_make") else "list" if plain is deque else plain.__name__
+        )
         result = _changed(value, changed) if changed else value
         self._seen[id(value)] = value, result
         return result
 
-    def _looked_at(self, kind: type) -> bool:
-        return kind is self._kind or _plain(kind) is not None
+
+def _places(container: Any) -> Iterable[tuple[Any, Any]]:
+    """The keys or indices of a container and what stands there, never as a subclass of its own shows them."""
+    plain = _plain(type(container))
+    return dict.items(container) if plain is dict else enumerate(plain.__iter__(container))
 
 
-@functools.lru_cache(maxsize=4096)
-def _plain(kind: type) -> Any:
+def _plain_of(kind: type) -> Any:
     """The plain container (list, tuple, dict, deque) that `kind` is or extends; None for others, whose places stay as they are.
 
     Of tuples only named ones can be made anew with other entries.
@@ -161,6 +183,9 @@ def _plain(kind: type) -> Any:
     if issubclass(kind, tuple):
         return tuple if kind is tuple or hasattr(kind, "_make") else None
     return next((plain for plain in (list, dict, deque) if issubclass(kind, plain)), None)
+
+
+_plain: Callable[[type], Any] = functools.lru_cache(maxsize=4096)(_plain_of)
 
 
 def _changed(value: Any, changed: Mapping[Any, Any]) -> Any:

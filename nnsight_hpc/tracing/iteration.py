@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, NoReturn
 
+from nnsight_hpc.graph.build import GENERATE, INVOKE, READS
 from nnsight_hpc.tracing.lines import users_line
+from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,6 +39,29 @@ class Steppings:
 
     def __init__(self, trace: Trace, steps: Sequence[int], *, optional: bool) -> None:
         self._trace, self._steps, self._optional = trace, steps, optional
+
+    @property
+    def may_not_come(self) -> bool:
+        """Whether the model may end before the step that is being recorded."""
+        return self._optional and (self._trace.step != 0 or self._generation() is None)
+
+    def point(self) -> Value | None:
+        """What the model has if it comes to the step that is being recorded; None where nothing tells that."""
+        trace, forward = self._trace, self._generation()
+        if forward is None or trace.stopped:
+            return None
+        options = {"call": trace.step, "optional": True}
+        block = trace.recorder.outside_loops(trace.outer)
+        return trace.recorder.append(READS["inputs"], (Value(trace.recorder, forward), ""), options, block)
+
+    def _generation(self) -> int | None:
+        """The node of the generation whose steps these are; None where one forward calls a module several times."""
+        if self._trace.where is None:
+            return None
+        nodes = self._trace.recorder.builder.nodes
+        node = nodes[self._trace.where.node]
+        forward = node.args[0].id if node.op == INVOKE else node.id
+        return forward if nodes[forward].op == GENERATE else None
 
     def __iter__(self) -> Iterator[int]:
         trace = self._trace

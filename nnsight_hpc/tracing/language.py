@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from nnsight_hpc.graph.build import GENERATE
-from nnsight_hpc.models import fingerprint, load, load_tokenizer, module_tree, prepare_inputs
+from nnsight_hpc.models import fingerprint, load, load_tokenizer, module_tree, pad_left, prepare_inputs
 from nnsight_hpc.models.load import find_folder
 from nnsight_hpc.tracing.backend import GROUP
 from nnsight_hpc.tracing.generation import bounded
@@ -21,7 +21,9 @@ from nnsight_hpc.wire.errors import InvalidInput, NotFound
 from nnsight_hpc.wire.messages import ModelIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from nnsight_hpc.tracing.batches import Part
 
 _PROMPT = frozenset({"input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids"})
 
@@ -157,6 +159,11 @@ class LanguageModel(NNsight):
             return (), {**prompt, **bounded(options, tokens if isinstance(tokens, int) else None)}
         given = {"use_cache": False, **prompt}
         return (), {name: v for name, v in given.items() if name in kwargs or name not in self._foreign} | options
+
+    def padded(self, parts: Sequence[Part]) -> list[Part]:
+        prompts = [{name: value for name, value in kwargs.items() if name in _PROMPT} for _, kwargs in parts]
+        new = pad_left(prompts, self.tokenizer)
+        return [(args, {**kwargs, **prompt}) for (args, kwargs), prompt in zip(parts, new, strict=True)]
 
     @cached_property
     def _foreign(self) -> frozenset[str]:

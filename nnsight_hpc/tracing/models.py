@@ -19,11 +19,12 @@ from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.messages import ModelIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from nnsight_hpc.graph import Graph
+    from nnsight_hpc.tracing.batches import Part
     from nnsight_hpc.tracing.edits import Edit
 
 
@@ -182,10 +183,10 @@ class NNsight(Envoy):
         inputs, kwargs
             What to call the model with in place of what was recorded; none: as recorded.
         tensors
-            The graph's tensor constants by name, where it does not bring them: it was read from a document.
+            Tensor constants by name, in place of those that the graph brings; one read from a document brings none.
         """
         where = self._backend(remote=remote, pool=pool, cluster=cluster)
-        return rerun(self, graph, where, (inputs, kwargs), graph.tensors if tensors is None else tensors)
+        return rerun(self, graph, where, (inputs, kwargs), tensors or {})
 
     def given(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether these are inputs; a model that takes none needs none."""
@@ -199,6 +200,10 @@ class NNsight(Envoy):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a forward or generation (`op`) for what the researcher gave."""
         return inputs, kwargs
+
+    def padded(self, parts: Sequence[Part]) -> list[Part]:
+        """Prepared inputs of invokes in one form, as far as padding can give it; that of a plain module is not known."""
+        return list(parts)
 
     @property
     def generation_config(self) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import READS, RESULT, SETS, SKIP
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.request import Request
+from nnsight_hpc.tracing.value import NO_KEYWORDS
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Points(Request):
         self.stopped = ""
         self.outer: int | None = None
         self.wheres: list[int] = []
-        self._later: Counter[str] = Counter()
+        self._later: dict[str, int] = {}
 
     @property
     def result(self) -> Value:
@@ -62,13 +62,16 @@ class Points(Request):
 
     def read(self, path: str, kind: str) -> Value:
         """What stands at a point of the model at this line."""
-        where = self._here(path)
-        call = self._call(path)
+        where, recorder = self.where, self.recorder
+        if where is None or self.stopped:
+            where = self._here(path)
+        call = self._call(path) if self._later else self.step or 0
         place = (where.node, path, kind, call)
-        points = self.recorder.points
-        value = points.get(place)
+        value = recorder.points.get(place)
         if value is None:
-            value = points[place] = self.recorder.append(READS[kind], (where, path), self._options(call), self._block())
+            options = self._options(call) if call or self.optional else NO_KEYWORDS
+            block = recorder.block if recorder.block == self.outer else self._block()
+            value = recorder.points[place] = recorder.append(READS[kind], (where, path), options, block, 4)
         return value
 
     def set(self, path: str, kind: str, new: Any) -> None:
@@ -83,7 +86,7 @@ class Points(Request):
 
     def later(self, path: str, calls: int) -> None:
         """From here on the points of a module, and of those in it, are those of a later call."""
-        self._later[path] += calls
+        self._later[path] = self._later.get(path, 0) + calls
 
     def leave(self) -> None:
         """The block of an invoke is over."""

@@ -21,13 +21,14 @@ class Pruned:
     def add(self, start: int, stop: int) -> None:
         self._ranges.append(range(start, stop))
 
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
+
     def __contains__(self, node: int) -> bool:
         return bool(self._ranges) and any(node in part for part in self._ranges)
 
-    def apply(self, nodes: Sequence[Node]) -> tuple[Sequence[Node], Callable[[int], int]]:
+    def apply(self, nodes: Sequence[Node]) -> tuple[list[Node], Callable[[int], int]]:
         """The nodes that are left, numbered anew, and what gives the new number of one."""
-        if not self._ranges:
-            return nodes, int
         left = [node for node in nodes if node.id not in self]
         numbers = {node.id: index for index, node in enumerate(left)}
         return [renumbered(node, numbers.__getitem__) for node in left], numbers.__getitem__

@@ -6,70 +6,95 @@ the schedule above all, is then found by identity.
 
 from __future__ import annotations
 
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.graph.nodes import Node, Ref
+from nnsight_hpc.graph.nodes import Device, DType, Node, Ref, Seed, TensorRef
+from nnsight_hpc.tracing.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import CodeType, FrameType
 
     from nnsight_hpc.graph.nodes import Source
 
-    Site = tuple[CodeType, int]
-
 _MOST = 256
-_blocks: dict[Site, tuple[Node, ...]] = {}
+_LARGE = 5_000
+"""Recordings with more nodes are not remembered: they take megabytes."""
+_blocks: dict[tuple[int, int], tuple[CodeType, tuple[Node, ...]]] = {}
+"""The nodes of a block by its code object, which is held so that its id stays its own, and instruction."""
 
 
 class Recall:
     """The nodes that the block at `frame` recorded the last time."""
 
     def __init__(self, frame: FrameType) -> None:
-        self._site: Site = (frame.f_code, frame.f_lasti)
-        self._nodes = _blocks.get(self._site, ())
-
-    def node(  # noqa: PLR0917 - those of a node, in its order
-        self,
-        number: int,
-        op: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        source: Source,
-        block: int | None,
-    ) -> Node:
-        """The node with that number and content: the one of the last time, if it was the same."""
-        if number < len(self._nodes):
-            old = self._nodes[number]
-            same = old.op == op and old.source is source and old.block == block
-            if same and _same(old.args, args) and _same(old.kwargs, kwargs):
-                return old
-        return Node(number, op, args, kwargs, source, block)
+        self._code, self._site = frame.f_code, (id(frame.f_code), frame.f_lasti)
+        known = _blocks.get(self._site)
+        self.nodes: tuple[Node, ...] = () if known is None else known[1]
 
     def all(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
         """`nodes` as a tuple: that of the last time, if they are the same; it is remembered for the next."""
-        if len(nodes) != len(self._nodes) or any(a is not b for a, b in zip(nodes, self._nodes, strict=True)):
+        if len(nodes) == len(self.nodes) and all(map(is_, nodes, self.nodes)):
+            return self.nodes
+        made = tuple(nodes)
+        if len(made) <= _LARGE:
             if len(_blocks) >= _MOST:
                 _blocks.clear()
-            self._nodes = _blocks[self._site] = tuple(nodes)
-        return self._nodes
+            _blocks[self._site] = self._code, made
+        return made
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments of nodes are the same to a graph: ``1``, ``1.0`` and ``True`` are not."""
-    kind = type(a)
-    if a is b:
-        return True
-    if kind is not type(b):
+def repeated(  # noqa: PLR0917 - those of a node, in its order
+    node: Node,
+    op: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    source: Source | None,
+    block: int | None,
+    recorder: object,
+) -> bool:
+    """Whether a node with this content would be `node`; values among the arguments are those of `recorder`, or references."""
+    before = node.args
+    count = len(args)
+    if node.source is not source or node.op != op or node.block != block or len(before) != count:
         return False
-    if kind is Ref:
-        return bool(a.id == b.id)
+    if count == 2:  # nearly all have two or one, and a loop takes three times as long
+        same = _same(args[0], before[0], recorder) and _same(args[1], before[1], recorder)
+    elif count == 1:
+        same = _same(args[0], before[0], recorder)
+    else:
+        same = _all_same(args, before, recorder)
+    return same and (not (kwargs or node.kwargs) or _same(kwargs, node.kwargs, recorder))
+
+
+def _same(new: Any, old: Any, recorder: object) -> bool:
+    """Whether two arguments are the same to a graph: ``1``, ``1.0`` and ``True`` are not."""
+    if new is old:
+        return True
+    kind = type(new)
+    if kind is Value:
+        return type(old) is Ref and new.node == old.id and new.recorder is recorder
+    if kind is not type(old):
+        return False
     if kind is tuple or kind is list:
-        return len(a) == len(b) and all(map(_same, a, b))
-    if kind is dict:
-        return len(a) == len(b) and all(key in b and _same(item, b[key]) for key, item in a.items()) and [*a] == [*b]
+        return len(new) == len(old) and _all_same(new, old, recorder)
     if kind is slice:
-        return _same(a.start, b.start) and _same(a.stop, b.stop) and _same(a.step, b.step)
+        return _all_same((new.start, new.stop, new.step), (old.start, old.stop, old.step), recorder)
+    if kind is dict:
+        return [*new] == [*old] and _all_same(new.values(), old.values(), recorder)
     if kind is float or kind is complex:
-        return repr(a) == repr(b)
-    return bool(a == b)
+        return repr(new) == repr(old)
+    return kind in _COMPARED and bool(new == old)
+
+
+def _all_same(new: Iterable[Any], old: Iterable[Any], recorder: object) -> bool:
+    """The same for two lists of one length."""
+    for a, b in zip(new, old):  # noqa: B905, SIM110 - `strict` takes longer than the rest, a generator too
+        if a is not b and not _same(a, b, recorder):
+            return False
+    return True
+
+
+_COMPARED = frozenset({type(None), bool, int, str, type(...), Ref, TensorRef, DType, Device, Seed})
+"""Of other types (tensors, objects of the researcher's) it is not known whether two are the same."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.execution.values import Absent, NotReached
@@ -11,7 +10,7 @@ from nnsight_hpc.graph.build import BACKWARD, FINAL, SAVE
 from nnsight_hpc.tracing.frames import DROP, Entries, bind, named
 from nnsight_hpc.tracing.recording import Recording
 from nnsight_hpc.tracing.repeats import Repeats
-from nnsight_hpc.tracing.value import Value
+from nnsight_hpc.tracing.value import NO_KEYWORDS, Value
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -59,12 +58,13 @@ class Recorder(Recording):
 
     def save(self, value: Value) -> int:
         """Keep `value` as it is at this line; returns the id of the save."""
-        saved = self.record(SAVE, value)
-        self._saves.append(saved.node)
-        self.repeats.note(saved.node)
+        saved = self.append(SAVE, (value,), NO_KEYWORDS, self.block, 4).node
+        self._saves.append(saved)
+        if self.repeats.stepping:
+            self.repeats.note(saved, self.builder.nodes[saved].source)
         if self.shadow is not None:
-            self.results[saved.node] = value.fake
-        return saved.node
+            self.results[saved] = value.fake
+        return saved
 
     def save_at_the_end(self, container: Value) -> None:
         """Keep a list or dict as it is when the block is over: what is appended after this line belongs to it."""
@@ -94,8 +94,7 @@ class Recorder(Recording):
         nodes = self.builder.nodes
         last = [node.id for node in nodes[start:] if node.op == BACKWARD][-1:] if self._loose else []
         for index in self._loose if last else ():
-            old = nodes[index]
-            nodes[index] = dataclasses.replace(old, kwargs={**old.kwargs, "backward": Ref(last[0])})
+            self.amend(index, nodes[index].args, {**nodes[index].kwargs, "backward": Ref(last[0])})
         self._loose.clear()
 
     def drop(self, start: int) -> None:
@@ -107,17 +106,19 @@ class Recorder(Recording):
         """The recorded graph with its tensors, its saves named after the names that hold them in `frame`."""
         names = dict(self.names)
         for name, value in named(frame, Value):
-            if (save := self._save_of(value)) is not None:
-                names.setdefault(save, name)
+            if value.saved is not None and value.recorder is self:
+                names.setdefault(value.saved, name)
         saves: dict[str, int] = {}
         for node in self._saves:
-            name = names.get(node, f"value_{node}")
+            name = names.get(node) or f"value_{node}"
             saves[name if name not in saves else f"{name}, {node}"] = node
         self._returned = saves
-        nodes, new = self._pruned.apply(self.builder.nodes)
-        renumbered = {name: new(node) for name, node in saves.items()}
+        nodes = self.builder.nodes
+        if self._pruned:
+            nodes, new = self._pruned.apply(nodes)
+            saves = {name: new(node) for name, node in saves.items()}
         kept = tuple(nodes) if self._recall is None else self._recall.all(nodes)
-        return Graph(kept, renumbered, model, kind, dict(self.tensors))
+        return Graph(kept, saves, model, kind, dict(self.tensors))
 
     def fill(self, results: Mapping[str, Any]) -> None:
         """Give the saved values what the run returned, by the names of the graph's saves."""
@@ -140,9 +141,11 @@ class Recorder(Recording):
 
     def _real(self, value: Value, place: str) -> Any:
         """What stands in the place of a value in the researcher's names: itself when it is not saved, or was not made."""
-        save = self._save_of(value)
-        if save is None or save not in self.results:
+        save = value.saved
+        if save is None or value.recorder is not self or save not in self.results:
             return value
+        if self.builder.nodes[save].block is None and not isinstance(result := self.results[save], Absent):
+            return result
         if place in ("list", "tuple") and self._each_pass(value) and isinstance(self.results[save], list):
             return Entries(self.results[save])
         result = self.outcome(value)
@@ -157,15 +160,10 @@ class Recorder(Recording):
         """Whether a value is saved at each pass of a loop, and stands for what it is at one of them."""
         nodes = self.builder.nodes
         assert value.saved is not None, "asked for saved values only"
-        if not self.in_loop(nodes[value.saved]):
+        save = nodes[value.saved]
+        if save.block is None or not self.in_loop(save):
             return False
         return nodes[value.node].op == FINAL or self.in_loop(nodes[value.node])
-
-    def _save_of(self, value: Value) -> int | None:
-        return value.saved if value.recorder is self else None
-
-    def _value(self, node: int) -> Value:
-        return Value(self, node)
 
     def _refused_after(self, args: tuple[Any, ...], source: str) -> InvalidInput:
         """The refusal of an operation after the block; of a saved value that was never made, with the reason."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from nnsight_hpc.graph.nodes import Node
 from nnsight_hpc.tracing.constants import Constants
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.pruning import Pruned
-from nnsight_hpc.tracing.recall import Recall
+from nnsight_hpc.tracing.recall import Recall, repeated
 from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import torch
+
+    from nnsight_hpc.graph.nodes import Source
 
 _ANY_ARGUMENTS = FORWARDS | {APPLY}
 """What runs in this process with whatever Python object the researcher gives."""
@@ -53,7 +54,7 @@ class Recording:
         self._constants = Constants(attached=not remote)
         self._pruned = Pruned()
         self._recall: Recall | None = None
-        self._node: Callable[..., Node] = Node
+        self._before: tuple[Node, ...] = ()
         self._open = True
 
     @property
@@ -64,38 +65,40 @@ class Recording:
     def recall(self, frame: FrameType) -> None:
         """Use again what the block at `frame` recorded the last time, as far as it is the same."""
         self._recall = Recall(frame)
-        self._node = self._recall.node
+        self._before = self._recall.nodes
 
     def record(self, op: str, /, *args: Any, **kwargs: Any) -> Value:
         """Append a node for the line that the researcher is at; raises `InvalidInput` when the block is over."""
         return self.append(op, args, kwargs, self.block)
 
-    def append(self, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], block: int | None) -> Value:
-        """As `record`, in another block than the present one."""
-        source = users_line()
-        if not self._open:
+    def append(
+        self, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], block: int | None, depth: int = 3
+    ) -> Value:
+        """As `record`, in another block than the present one; the researcher's frame is `depth` up or further."""
+        source, nodes = users_line(depth), self.builder.nodes
+        number = len(nodes)
+        if number < len(self._before) and repeated(self._before[number], op, args, kwargs, source, block, self):
+            nodes.append(self._before[number])
+        elif self._open:
+            nodes.append(self._node(number, op, *self._encoded(op, args, kwargs), source, block))
+        else:
             raise self._refused_after(args, str(source))
-        encode = self._constants.encode
-        other = self._any_leaf if op in _ANY_ARGUMENTS and not self.remote else self._leaf
-        new = tuple([encode(a, other) for a in args])
-        named = {key: encode(value, other) for key, value in kwargs.items()} if kwargs else {}
-        nodes = self.builder.nodes
-        node = self._node(len(nodes), op, new, named, source, block)
-        nodes.append(node)
-        value = self._value(node.id)
+        value = Value(self, number)  # type: ignore[arg-type]  # a recorder is the only kind of recording
         if self.shadow is not None:
-            self._cast(value, node)
+            self._cast(value, nodes[number])
         return value
 
     def replace(self, value: Value, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Give a node that is recorded already its arguments."""
-        old = self.builder.nodes[value.node]
-        other = self._leaf if self.remote else self._any_leaf
-        new = self._constants.encode(args, other), self._constants.encode(dict(kwargs), other)
-        self.builder.nodes[value.node] = self._node(old.id, old.op, *new, old.source, old.block)
+        self.amend(value.node, *self._encoded(self.builder.nodes[value.node].op, args, kwargs))
         if self.shadow is not None:
             self.shadow.forget(value.node)
             value.fake = self.shadow.node(self.builder.nodes[value.node], self.tensors)
+
+    def amend(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The same with arguments in the form that the graph holds."""
+        old = self.builder.nodes[number]
+        self.builder.nodes[number] = self._node(number, old.op, args, kwargs, old.source, old.block)
 
     def watch(self, module: torch.nn.Module) -> None:
         """From here on values have fakes; what is recorded already, too."""
@@ -108,15 +111,19 @@ class Recording:
 
     def copy(self, node: Node) -> int:
         """Append a node of another recording, its arguments being those of this one already; returns its id."""
-        new = dataclasses.replace(node, id=len(self.builder.nodes))
+        new = self._node(len(self.builder.nodes), node.op, node.args, node.kwargs, node.source, node.block)
         self.builder.nodes.append(new)
         if self.shadow is not None:
             self.shadow.node(new, self.tensors)
         return new.id
 
     def adopt(self, tensor: torch.Tensor) -> TensorRef:
-        """A constant of another recording as one of this."""
+        """A tensor that nobody else changes as a constant of this recording."""
         return self._constants.adopt(tensor)
+
+    def kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the researcher's as it is now."""
+        return self._constants.kept(tensor)
 
     def number(self, function: Callable[..., Any]) -> int:
         """The number of a Python function in this recording."""
@@ -160,7 +167,12 @@ class Recording:
     def drop(self, start: int) -> None:
         """Take out what was recorded from node `start` on: its trace failed, and the recording goes on without it."""
         self._pruned.add(start, len(self.builder.nodes))
+        self._before = ()  # its values may not be used again, which is not asked of a node that is as the last time
         self.points = {place: value for place, value in self.points.items() if value.node < start}
+
+    def leave_out(self, nodes: range) -> None:
+        """Take out nodes that nothing else uses any more."""
+        self._pruned.add(nodes.start, nodes.stop)
 
     def in_loop(self, node: Node) -> bool:
         """Whether a node stands in a loop."""
@@ -170,7 +182,29 @@ class Recording:
         return block is not None
 
     def close(self) -> None:
-        self._open = False
+        self._open, self._before = False, ()
+
+    def _node(  # noqa: PLR0917 - those of a node, in its order
+        self,
+        number: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        source: Source | None,
+        block: int | None,
+    ) -> Node:
+        """The node with that number and content: the one of the last time, if it was the same."""
+        if number < len(self._before) and repeated(self._before[number], op, args, kwargs, source, block, self):
+            return self._before[number]
+        return Node(number, op, args, kwargs, source, block)
+
+    def _encoded(
+        self, op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a node as the graph holds them."""
+        encode = self._constants.encode
+        other = self._any_leaf if op in _ANY_ARGUMENTS and not self.remote else self._leaf
+        return tuple([encode(a, other) for a in args]), {key: encode(value, other) for key, value in kwargs.items()}
 
     def _cast(self, value: Value, node: Node) -> None:
         """Compute the fake value of a new node; one that cannot be computed is not recorded."""
@@ -200,11 +234,10 @@ class Recording:
         )
 
     def _any_leaf(self, leaf: Any) -> Any:
-        return self._leaf(leaf) if type(leaf) is Value else leaf
-
-    def _value(self, node: int) -> Value:
-        """What stands for a node in the researcher's block."""
-        raise NotImplementedError
+        if type(leaf) is Value:
+            return self._leaf(leaf)
+        self._recall = None  # the researcher's object is not kept alive for the next time
+        return leaf
 
     def _refused_after(self, args: tuple[Any, ...], source: str) -> InvalidInput:
         """The refusal of an operation when the block is over."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
-
-from nnsight_hpc.tracing.lines import users_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Site = tuple[object, int, int]
+    from nnsight_hpc.graph.nodes import Source
 
 
 class Repeats:
-    """For each save of an ``iter`` block, the save that the same instruction made a step before."""
+    """For each save of an ``iter`` block, the save that the same instruction made a step before.
+
+    Attributes
+    ----------
+    stepping
+        The loop over steps is being recorded.
+    """
 
     def __init__(self) -> None:
         self._earlier: dict[int, int | None] = {}
-        self._last: dict[Site, int] = {}
-        self._times: Counter[tuple[object, int]] = Counter()
-        self._stepping = False
+        self._last: dict[tuple[int, int], int] = {}
+        self._times: dict[int, int] = {}
+        self.stepping = False
 
     def begin(self) -> None:
         """A new loop over steps begins: nothing in it repeats what was before."""
@@ -29,19 +32,16 @@ class Repeats:
     def step(self) -> None:
         """The next step of the loop begins."""
         self._times.clear()
-        self._stepping = True
+        self.stepping = True
 
     def end(self) -> None:
-        self._stepping = False
+        self.stepping = False
 
-    def note(self, save: int) -> None:
-        """A save was recorded at the line that the researcher is at."""
-        if not self._stepping:
-            return
-        frame = users_frame()
-        place = (frame.f_code, frame.f_lasti)
-        self._times[place] += 1
-        site = (*place, self._times[place])
+    def note(self, save: int, source: Source | None) -> None:
+        """A save was recorded in such a loop; every instruction has a `source` of its own, which the recording holds."""
+        place = id(source)
+        self._times[place] = self._times.get(place, 0) + 1
+        site = (place, self._times[place])
         self._earlier[save] = self._last.get(site)
         self._last[site] = save
 

@@ -28,7 +28,17 @@ def rerun(
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     tensors: Mapping[str, torch.Tensor],
 ) -> dict[str, Any]:
-    """Run `graph`; its one forward gets `inputs` (arguments, keywords), if any, in place of what was recorded."""
+    """Run `graph`; its one forward gets `inputs` (arguments, keywords), if any, in place of what was recorded.
+
+    So do its tensor constants get `tensors`, by name.
+    """
+    if foreign := sorted(tensors.keys() - graph.tensor_names()):
+        raise InvalidInput(
+            f"the graph has no tensor {foreign[0]!r}",
+            where=str(users_line()),
+            next=f"it has {', '.join(sorted(graph.tensor_names())) or 'none'}; print(graph) shows where each is used",
+        )
+    tensors = {**graph.tensors, **tensors}
     if not any(inputs):
         _check(graph, tensors)
         return backend.run(graph, tensors, model)

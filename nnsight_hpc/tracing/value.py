@@ -22,6 +22,7 @@ import torch
 from nnsight_hpc.execution.values import Absent
 from nnsight_hpc.graph.build import APPEND, DICT, LIST, READ_GRAD, READS, SET_GRAD
 from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, DENIED_KEYWORDS, FIELDS, FIELDS_OF, IN_PLACE, why_refused
+from nnsight_hpc.tracing.block_run import why_unrecorded
 from nnsight_hpc.tracing.current import trace_now
 from nnsight_hpc.tracing.gradients import Backward
 from nnsight_hpc.tracing.lines import users_frame, users_line
@@ -46,14 +47,16 @@ class Value:
 
         A list or dict of the block (``tracer.list()``) is kept as it is at the end of the block.
         """
-        node = self.recorder.builder.nodes[self.node]
-        if node.op in (LIST, DICT) and node.block is None:
-            self.recorder.save_at_the_end(self)
+        recorder = self.recorder
+        node = recorder.builder.nodes[self.node]
+        if node.op in _CONTAINERS and node.block is None:
+            recorder.save_at_the_end(self)
             return self
-        saved = self.recorder.save(self)
-        if self.saved is None:
-            self.saved = saved
-        return Value(self.recorder, self.node, saved, self.fake)
+        saved = recorder.save(self)
+        if self.saved is not None:
+            return Value(recorder, self.node, saved, self.fake)
+        self.saved = saved
+        return self
 
     def result(self) -> Any:
         """The real thing, after the run; raises `InvalidInput` when there is none."""
@@ -115,52 +118,49 @@ class Value:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        values = [leaf for leaf in _flat((args, kwargs or {})) if type(leaf) is Value]
-        if any(value._settled for value in values):  # noqa: SLF001 - its own class
-            return function(*_with_results(args), **_with_results(kwargs or {}))
-        op = _op_of(function)
-        if op in _DROPOUTS and (kwargs or {}).get("training") is False:
-            return args[0]
-        outside = op in IN_PLACE and type(args[0]) is not Value
-        if (reason := why_refused(op)) or outside:
-            raise InvalidGraph(
-                f"{op} {reason or 'on a tensor from outside of the block cannot be recorded: only values can be changed'}",
-                where=str(users_line()),
-                next="save the value, and assign after the block"
-                if outside
-                else "the allowed operations are listed in the documentation",
-            )
-        return values[0].recorder.record(
-            op, *args, **{key: v for key, v in (kwargs or {}).items() if not _is_default(key, v)}
-        )
+        given = kwargs or {}
+        values = args if len(args) == 1 and type(args[0]) is Value and not given else _values((args, given))
+        for value in values:
+            if value.saved is not None and value._settled:  # noqa: SLF001 - its own class
+                return function(*_with_results(args), **_with_results(given))
+        op, recorder = _op_of(function), values[0].recorder
+        if given:
+            if op in _DROPOUTS and given.get("training") is False:
+                return args[0]
+            given = {key: value for key, value in given.items() if not _is_default(key, value)}
+        if op not in ALLOWED or (op in IN_PLACE and type(args[0]) is not Value):
+            _refuse(op)
+        return recorder.append(op, args, given, recorder.block)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name[0] == "_":
             raise AttributeError(name)
-        if self._settled:
+        if self.saved is not None and self._settled:
             return getattr(self.result(), name)
-        if name in _FACTS and isinstance(self.fake, torch.Tensor):
+        if self.fake is not None and name in _FACTS and isinstance(self.fake, torch.Tensor):
             return getattr(self.fake, name)
         op = self.recorder.builder.nodes[self.node].op
         if name not in ATTRIBUTES and name not in FIELDS_OF.get(op, ()):
-            if f"Tensor.{name}" in ALLOWED:
-                return functools.partial(self.recorder.record, f"Tensor.{name}", self)
+            if name in _METHODS:
+                return functools.partial(self.recorder.record, _METHODS[name], self)
             if name not in FIELDS and hasattr(torch.Tensor, name):
                 raise InvalidGraph(f"Tensor.{name} {why_refused(f'Tensor.{name}')}", where=str(users_line()))
             if name not in FIELDS and op in _POINTS:
                 self._check_module(name)
-        return self.recorder.record("attribute", self, name)
+        return self.recorder.append("attribute", (self, name), NO_KEYWORDS, self.recorder.block)
 
     def __getitem__(self, index: Any) -> Any:
-        if self._settled:
+        if self.saved is not None and self._settled:
             return self.result()[index]
-        return self.recorder.record("operator.getitem", self, index)
+        recorder = self.recorder
+        return recorder.append("operator.getitem", (self, index), NO_KEYWORDS, recorder.block)
 
     def __setitem__(self, index: Any, new: Any) -> None:
-        if self._settled:
+        if self.saved is not None and self._settled:
             self.result()[index] = new
             return
-        self.recorder.record("operator.setitem", self, index, new)
+        recorder = self.recorder
+        recorder.append("operator.setitem", (self, index, new), NO_KEYWORDS, recorder.block)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: what is called is a method that no tensor has."""
@@ -169,7 +169,7 @@ class Value:
         node = self.recorder.builder.nodes[self.node]
         if node.op != "attribute":
             raise InvalidInput("a value cannot be called", where=str(users_line()))
-        near = difflib.get_close_matches(node.args[1], _methods(), n=3, cutoff=0.6)
+        near = difflib.get_close_matches(node.args[1], _METHODS, n=3, cutoff=0.6)
         raise InvalidInput(
             f"a tensor has no {node.args[1]!r}" + (f"; did you mean {', '.join(near)}?" if near else ""),
             where=str(users_line()),
@@ -196,34 +196,48 @@ class Value:
                 next=f"the module is model.get({whole!r}); rename={{…}} gives it another name",
             )
 
-    def _now(self, what: str, next: str = "save the value and look at it after the block") -> NoReturn:
+    def _now(
+        self,
+        what: str,
+        next: str = "save the value and look at it after the block",
+        why: str = "",
+    ) -> NoReturn:
         raise InvalidInput(
             f"{what} of a value is not known while the block is recorded",
             where=str(users_line()),
-            why="the model has not run yet",
+            why=why or "the model has not run yet",
             next=next,
         )
+
+    def _undecided(self, what: str, instead: str) -> NoReturn:
+        """Refuse what a block that is rewritten records; with the reason why this is not."""
+        found = why_unrecorded(users_frame())
+        self._now(what, f"{found.instead}; or {instead}" if found.why else instead, found.why)
+
+    def _known(self) -> Any:
+        """What is known of it under scan; of a list that was filled since, or where it is not known how far, nothing."""
+        return None if self.fake is None else self.recorder.shadow.value(self.node)
 
     def __bool__(self) -> bool:
         if self._settled:
             return bool(self.result())
-        return self._now(
+        return self._undecided(
             "the truth", "write `with tracer.cond(value):`, and `.else_()` for what is to happen otherwise"
         )
 
     def __len__(self) -> int:
-        if isinstance(self.fake, torch.Tensor | tuple | list | dict):
-            return len(self.fake)
         if self._settled:
             return len(self.result())
+        if isinstance(known := self._known(), torch.Tensor | tuple | list | dict):
+            return len(known)
         return self._now("the length", "use value.shape[0], a value itself; in a trace with scan=True it is known")
 
     def __iter__(self) -> Iterator[Any]:
         if self._settled:
             return iter(self.result())
-        count = len(self.fake) if isinstance(self.fake, torch.Tensor | tuple | list) else _unpacked_into()
+        count = len(known) if isinstance(known := self._known(), torch.Tensor | tuple | list) else _unpacked_into()
         if count is None:
-            self._now(
+            self._undecided(
                 "the number of elements", "write `for item in session.iter(value):`; tracer.iter[…] loops over steps"
             )
         return iter([self[index] for index in range(count)])
@@ -258,9 +272,13 @@ class Value:
     __array_ufunc__ = None  # so that `array / value` asks the value, and does not make an array of values
 
 
+NO_KEYWORDS: Mapping[str, Any] = {}
+_CONTAINERS = frozenset({LIST, DICT})
 _DROPOUTS = frozenset(f"torch.{name}" for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"))
 """Functions that do nothing in evaluation, so that a module with a dropout in it can be recorded."""
 
+_METHODS = {op.removeprefix("Tensor."): op for op in sorted(ALLOWED) if op.startswith("Tensor.")}
+"""The methods of tensors that a graph may call, and their names in it."""
 _POINTS = {op: kind for kind, op in READS.items()}
 
 _FACTS = frozenset({"shape", "dtype", "device", "ndim"})
@@ -279,12 +297,6 @@ def _is_default(key: str, value: Any) -> bool:
     return key == "_stacklevel" or (key in DENIED_KEYWORDS and isinstance(value, bool | float | None) and not value)
 
 
-@functools.cache
-def _methods() -> list[str]:
-    """The methods of tensors that a graph may call."""
-    return [op.removeprefix("Tensor.") for op in sorted(ALLOWED) if op.startswith("Tensor.")]
-
-
 def _with_results(value: Any) -> Any:
     """The arguments of a torch function with results in the place of the values that have one."""
     if type(value) is Value:
@@ -294,24 +306,45 @@ def _with_results(value: Any) -> Any:
     return {key: _with_results(item) for key, item in value.items()} if type(value) is dict else value
 
 
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
-    elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
-    else:
-        yield value
+def _values(value: Any) -> list[Value]:
+    """The values in a nested argument."""
+    if type(value) is Value:
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [found for item in value for found in _values(item)]
 
 
-def _binary(name: str) -> Callable[[Value, Any], Any]:
+def _refuse(op: str) -> NoReturn:
+    """Raise the refusal of a torch function that a graph has not, or not on a tensor from outside of the block."""
+    reason = why_refused(op)
+    raise InvalidGraph(
+        f"{op} {reason or 'on a tensor from outside of the block cannot be recorded: only values can be changed'}",
+        where=str(users_line()),
+        next="the allowed operations are listed in the documentation"
+        if reason
+        else "save the value, and assign after the block",
+    )
+
+
+def _binary(name: str, *, reflected: bool = False) -> Callable[[Value, Any], Any]:
     op, plain = f"operator.{name}", getattr(operator, name)
-    return lambda self, other: plain(self.result(), other) if self._settled else self.recorder.record(op, self, other)
 
+    def operate(self: Value, other: Any) -> Any:
+        if self.saved is not None and self._settled:
+            return plain(self.result(), other)
+        recorder = self.recorder
+        return recorder.append(op, (self, other), NO_KEYWORDS, recorder.block)
 
-def _reflected(name: str) -> Callable[[Value, Any], Any]:
-    op, plain = f"operator.{name}", getattr(operator, name)
-    return lambda self, other: plain(other, self.result()) if self._settled else self.recorder.record(op, other, self)
+    def operate_reflected(self: Value, other: Any) -> Any:
+        if self.saved is not None and self._settled:
+            return plain(other, self.result())
+        recorder = self.recorder
+        return recorder.append(op, (other, self), NO_KEYWORDS, recorder.block)
+
+    return operate_reflected if reflected else operate
 
 
 def _unary(name: str) -> Callable[[Value], Any]:
@@ -323,7 +356,7 @@ _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "
 for _name in _BINARY:
     _plain = _name.rstrip("_")
     setattr(Value, f"__{_plain}__", _binary(_name))
-    setattr(Value, f"__r{_plain}__", _reflected(_name))
+    setattr(Value, f"__r{_plain}__", _binary(_name, reflected=True))
     if hasattr(operator, f"i{_plain}") and f"operator.i{_plain}" in ALLOWED:
         setattr(Value, f"__i{_plain}__", _binary(f"i{_plain}"))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):

@@ -156,6 +156,7 @@ class ExecutionFailed(HpcError):
 
 _RAISED_AS_THEMSELVES: tuple[type[Exception], ...] = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     IndexError,
     KeyError,

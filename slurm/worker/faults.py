@@ -54,7 +54,7 @@ def free_memory() -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, ExecutionFailed) and error.exception in ("MemoryError", "OutOfMemoryError"):
+    if isinstance(error, ExecutionFailed) and error.exception == "MemoryError":
         return True
     return "DefaultCPUAllocator" in str(error)  # torch raises a plain RuntimeError for the CPU's memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ from nnsight_hpc.execution import run_graph
 from nnsight_hpc.execution.estimate import check_memory
 from nnsight_hpc.execution.estimate_budget import memory_budget
 from nnsight_hpc.execution.estimate_guard import Guard
+from nnsight_hpc.execution.estimate_watch import Watch
 from nnsight_hpc.execution.fake_model import twin_of
-from nnsight_hpc.execution.memory import marks_of
+from nnsight_hpc.execution.resident import Resident
 from nnsight_hpc.execution.structure import scheduled
 from nnsight_hpc.execution.values import load_tensors, pack_values
 from nnsight_hpc.graph import Graph
+from nnsight_hpc.graph.effort import effort
 from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.faults import free_memory, is_fatal, report_of
 from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidInput, NotFound, ReplicaFailed, RequestCancelled
@@ -50,12 +53,16 @@ class Runner:
 
     def __init__(self, loaded: Loaded, control: Control, budget: int | None) -> None:
         self._loaded, self._control, self._budget = loaded, control, budget
+        self._resident = Resident(loaded.module)
 
     def serve(self, courier: Courier) -> None:
         """Run what the courier brings until it brings nothing more."""
         while (lease := courier.next()) is not None:
             self._control.busy(lease.id)
-            courier.done(self.run(lease, courier.datasets, courier.say))
+            outcome = self.run(lease, courier.datasets, courier.say)
+            if outcome is not None and outcome.error is not None and self._control.failure is None:
+                free_memory()  # only now: until here the error's frames held what the request had
+            courier.done(outcome)
             self._control.ready()
 
     def run(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> Outcome | None:
@@ -70,7 +77,8 @@ class Runner:
         """
         begun = time.monotonic()
         try:
-            size = self._write_result(lease, datasets, say)
+            with self._unchanged(lease):
+                size = self._write_result(lease, datasets, say)
         except RequestCancelled:
             if not self._control.was_cancelled(lease.id):
                 return None
@@ -104,31 +112,27 @@ class Runner:
 
     def _run_graph(self, lease: Lease, frame: memoryview, say: Callable[[str, str], None]) -> bytes:
         header, block = unpack(frame)
-        graph, tensors = Graph.from_json(header), load_tensors(block)
-        scheduled(graph, local=False)  # refused or not, before its memory is estimated
-        guard = self._guard(graph, tensors)
-        with self._unchanged(lease):
-            values = run_graph(
-                graph,
-                tensors,
-                self._loaded.module,
-                cancelled=lambda: self._control.is_cancelled(lease.id),
-                log=say,
-                guard=guard,
-            )
+        cancelled = functools.partial(self._control.is_cancelled, lease.id)
+        with effort(cancelled):
+            graph, tensors = Graph.from_json(header), load_tensors(block)
+            scheduled(graph, local=False)  # refused or not, before its memory is estimated
+        guard = self._guard(graph, tensors, cancelled)
+        values = run_graph(graph, tensors, self._loaded.module, cancelled=cancelled, log=say, guard=guard)
         return pack_values(values)
 
     @contextmanager
     def _unchanged(self, lease: Lease) -> Iterator[None]:
-        """End the worker when a request has changed the model that all share, which nothing that is known of can do."""
-        before = marks_of(self._loaded.module)
+        """Put back what a request leaves in the model beside its weights; end the worker when it has changed those.
+
+        Nothing that is known of can do that.
+        """
         try:
             yield
         finally:
-            if marks_of(self._loaded.module) != before:
+            if not self._resident.restore():
                 self._control.fail(ReplicaFailed("a request changed the weights of the resident model", where=lease.id))
 
-    def _guard(self, graph: Graph, tensors: dict[str, torch.Tensor]) -> Guard:
+    def _guard(self, graph: Graph, tensors: dict[str, torch.Tensor], cancelled: Callable[[], bool]) -> Guard:
         """What is left to check in the run. Raises `InvalidGraph` when the graph would take too much memory.
 
         An operation that cannot work is left to the run, which then says it in the same words as a run elsewhere; the
@@ -136,11 +140,11 @@ class Runner:
         """
         module = self._loaded.module
         try:
-            return check_memory(graph, tensors, module, self._budget)
+            return check_memory(graph, tensors, module, self._budget, cancelled=cancelled)
         except ExecutionFailed:
             twin = twin_of(module)
             budget = memory_budget(twin.device) if self._budget is None else self._budget
-            return Guard(twin, 0, frozenset(range(len(graph.nodes))), budget)
+            return Guard(twin, 0, frozenset(range(len(graph.nodes))), budget, Watch(twin.device, budget))
 
     def _failed(self, lease: Lease, error: Exception, seconds: float) -> Outcome:
         logger.info("%s (%s) failed after %.3f s: %s", lease.id, lease.kind, seconds, error)
@@ -149,8 +153,6 @@ class Runner:
             self._control.fail(
                 ReplicaFailed("the GPU does not work any more after a failed request", where=lease.id, why=report.what)
             )
-        else:
-            free_memory()
         return Outcome(id=lease.id, attempt=lease.attempt, error=report, seconds=seconds)
 
 

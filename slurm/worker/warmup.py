@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nnsight_hpc.execution.bounds import check_ids
 from nnsight_hpc.execution.estimate import check_memory
 from nnsight_hpc.graph import capture_graph
+from nnsight_hpc.models.devices import device_of
 from nnsight_hpc.wire.errors import HpcError, ReplicaFailed
 
 if TYPE_CHECKING:
@@ -31,10 +33,10 @@ def placement() -> dict[str, Any]:
 
 def first_forward(loaded: Loaded) -> None:
     """Run the model on a few tokens; raises `ReplicaFailed` with the model's own words when it cannot."""
-    device = next((parameter.device for parameter in loaded.module.parameters()), torch.device("cpu"))
+    _refuse_wrong_ids(loaded.module)
     try:
         with torch.no_grad():
-            loaded.module(input_ids=torch.zeros((1, _TOKENS), dtype=torch.long, device=device))
+            loaded.module(input_ids=torch.zeros((1, _TOKENS), dtype=torch.long, device=device_of(loaded.module)))
         _estimate(loaded)
     except Exception as error:
         raise ReplicaFailed(
@@ -42,6 +44,13 @@ def first_forward(loaded: Loaded) -> None:
             where=loaded.identity.id,
             why=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def _refuse_wrong_ids(module: torch.nn.Module) -> None:
+    """On a GPU, have embeddings look at ids before a kernel does: one that they do not have would end the worker."""
+    for part in module.modules():
+        if type(part) is torch.nn.Embedding and part.weight.is_cuda:
+            part.register_forward_pre_hook(check_ids)
 
 
 def _estimate(loaded: Loaded) -> None:

@@ -47,6 +47,7 @@ from nnsight_hpc.models import load
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph, NotFound, RequestCancelled
 from nnsight_hpc.wire.messages import Hello, ModelIdentity, PoolSpec, PoolStatus
 from nnsight_hpc.wire.states import ReplicaState, RequestState
+from tests.devices import DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def pool(tiny_llama) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def module(tiny_llama) -> torch.nn.Module:
-    return load(str(tiny_llama)).module
+    return load(str(tiny_llama)).module.to(DEVICE)
 
 
 class Program:
@@ -150,7 +151,7 @@ def test_submit_returns_before_the_request_has_run(pool, module):
     assert request.wait(0.05).state in (RequestState.QUEUED, RequestState.LEASED, RequestState.RUNNING)
     values = request.result()
     assert submitted < (time.monotonic() - begun) / 2
-    expected = run_graph(program.graph(), {"ids": IDS}, module, log=lambda *_: None)["last"]
+    expected = run_graph(program.graph(), {"ids": IDS}, module, log=lambda *_: None)["last"].cpu()
     assert torch.equal(expected, values["last"])
     assert torch.equal(expected, request.result()["last"])
 
@@ -392,9 +393,9 @@ def test_a_model_from_the_pool_needs_no_weights(pool, module, tiny_llama, monkey
     ids = model.tokenizer("the capital of", return_tensors="pt")["input_ids"]
     hook = module.model.layers[1].register_forward_hook(lambda _m, _a, output: seen.append(output))
     with torch.no_grad():
-        module(input_ids=ids)
+        module(input_ids=ids.to(DEVICE))
     hook.remove()
-    assert torch.equal(seen[0], hidden)
+    assert torch.equal(seen[0].cpu(), hidden)
 
 
 def test_a_trace_that_needs_too_much_names_its_line(pool):

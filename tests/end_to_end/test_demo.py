@@ -30,13 +30,16 @@ def environment(tmp_path_factory, smollm2):
 
 @pytest.fixture(scope="module")
 def shown(environment):
-    """The folder and the output of one whole demonstration."""
-    command = [sys.executable, "-m", "nnsight_hpc.client", "demo", "--out", "demo"]
+    """The folder of one whole demonstration, and what it told a person; its result is JSON alone."""
+    command = [sys.executable, "-m", "nnsight_hpc.client", "demo", "--out", "demo", "--json"]
     ended = subprocess.run(
         command, check=False, env=environment, cwd=environment["HOME"], capture_output=True, text=True, timeout=400
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-    return Path(environment["HOME"]) / "demo", ended.stdout
+    folder = Path(environment["HOME"]) / "demo"
+    result = json.loads(ended.stdout)
+    assert (result["folder"], "dump" in result["seconds"]) == (str(folder), True)
+    return folder, ended.stderr
 
 
 def _processes_of(folder):

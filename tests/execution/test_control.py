@@ -9,6 +9,7 @@ from nnsight_hpc.graph import Ref
 from nnsight_hpc.graph.build import (
     APPEND,
     CARRIED,
+    CHECK,
     COLLECT,
     ELSE,
     END,
@@ -16,11 +17,14 @@ from nnsight_hpc.graph.build import (
     FORWARD,
     IF,
     ITEM,
+    LEAVE,
+    LENGTH,
     LIST,
     LOOP,
     MERGE,
     NEXT,
     RANGE,
+    REACHED,
     SAVE,
 )
 from nnsight_hpc.graph.nodes import TensorRef
@@ -49,6 +53,13 @@ def test_one_side_of_a_conditional_runs(net, x, builder, sign):
     assert torch.equal(got["m"], plain * (2 if sign > 0 else 3))
     assert torch.equal(got["out"], net[2](net[1](plain * 2 if sign > 0 else plain)))
     assert isinstance(got["d"], torch.Tensor if sign > 0 else Absent)
+
+
+def test_reads_that_nothing_needs_are_no_error_where_the_rest_was_optional(net, x, builder):
+    """A point that never comes is no error when nothing is made of it, though what was wanted never came either."""
+    save = builder.add(SAVE, Ref(builder.add("model.output", Ref(0), "4", call=1, optional=True)))
+    builder.add("model.output", Ref(0), "2", call=1)
+    assert isinstance(run_graph(builder.graph(s=save), {"x": x}, net)["s"], Absent)
 
 
 def test_forward_is_left_where_only_an_untaken_branch_needs_more(net, x, builder):
@@ -165,3 +176,83 @@ def test_log_tells_text_and_the_users_line(net, x, builder):
     builder.add("log", "norm", Ref(builder.add("Tensor.numel", Ref(builder.add("model.output", Ref(0), "0")))))
     run_graph(builder.graph(), {"x": x}, net, log=lambda line, source: lines.append((line, source)))
     assert lines == [(f"norm {net[0](x).numel()}", "")]
+
+
+@pytest.mark.parametrize("place", ["loop", "branch", "inner loop"])
+def test_leave_makes_no_further_pass(net, x, builder, place):
+    """The innermost loop ends with the pass in which the condition is true; what the pass gives counts."""
+    hidden = builder.add("model.output", Ref(0), "0")
+    outer = builder.add(LOOP, Ref(builder.add(RANGE, 2))) if place == "inner loop" else None
+    loop = builder.add(LOOP, Ref(hidden), block=outer)
+    row = builder.add(ITEM, Ref(loop), block=loop)
+    count = builder.add(CARRIED, Ref(loop), 0, block=loop)
+    more = builder.add("operator.add", Ref(count), 1, block=loop)
+    builder.add(NEXT, Ref(count), Ref(more), block=loop)
+    second = builder.add("operator.gt", Ref(more), 1, block=loop)
+    inside = builder.add(IF, Ref(second), block=loop) if place == "branch" else loop
+    builder.add(LEAVE, Ref(second), block=inside)
+    kept = builder.add(SAVE, Ref(row), block=loop)
+    end = builder.add(END, Ref(loop), block=outer)
+    final = builder.add(FINAL, Ref(end), Ref(count), block=outer)
+    counted = builder.add(SAVE, Ref(final), block=outer)
+    if outer is not None:
+        builder.add(END, Ref(outer))
+    got = run_graph(builder.graph(count=counted, rows=kept), {"x": x}, net)
+    repeated = 2 if outer is not None else 1
+    assert got["count"] == ([2, 2] if outer is not None else 2)
+    assert torch.equal(torch.stack(got["rows"]), net[0](x)[:2].repeat(repeated, 1))
+
+
+def test_check_raises_with_its_message(net, x, builder):
+    """A condition that is false is an error of the run; in a block that is not run it is none."""
+    hidden = builder.add("model.output", Ref(0), "0")
+    right = condition(builder, hidden, 1)
+    wrong = condition(builder, hidden, -1)
+    builder.add(CHECK, Ref(right), "no error")
+    builder.add(CHECK, Ref(wrong), block=builder.add(IF, Ref(wrong)))
+    run_graph(builder.graph(), {"x": x}, net)
+    builder.add(CHECK, Ref(wrong), "the value is", 3)
+    with pytest.raises(AssertionError, match="the value is 3"):
+        run_graph(builder.graph(), {"x": x}, net)
+
+
+def test_check_keeps_the_forward_going(net, x, builder):
+    """What is checked is checked, although nothing is saved."""
+    late = builder.add("model.output", Ref(0), "4")
+    builder.add(CHECK, Ref(condition(builder, late, -1)), "late")
+    with pytest.raises(AssertionError, match="late"):
+        run_graph(builder.graph(), {"x": x}, net)
+
+
+def test_reached_and_length(net, x, builder):
+    """Whether the model came to a point, and how long a tensor or list is, are values."""
+    here = builder.add("model.output", Ref(0), "2")
+    never = builder.add("model.output", Ref(0), "2", call=1, optional=True)
+    other = builder.add("operator.mul", Ref(never), 2)
+    listed = builder.add(LIST, 1, 2, 3)
+    builder.add(APPEND, Ref(listed), Ref(never))
+    nodes = {"here": (REACHED, here), "never": (REACHED, never), "other": (REACHED, other)}
+    nodes |= {"rows": (LENGTH, here), "entries": (LENGTH, listed)}
+    saves = {name: builder.add(SAVE, Ref(builder.add(op, Ref(node)))) for name, (op, node) in nodes.items()}
+    got = run_graph(builder.graph(**saves), {"x": x}, net)
+    assert got == {"here": True, "never": False, "other": False, "rows": 3, "entries": 3}
+
+
+def test_a_variable_that_begins_with_nothing(net, x, builder):
+    """Is what the last pass that made it gave; where none did, it was never made."""
+    hidden = builder.add("model.output", Ref(0), "0")
+    nothing = builder.add(LIST, block=builder.add(IF, False))
+    loop = builder.add(LOOP, Ref(hidden))
+    row = builder.add(ITEM, Ref(loop), block=loop)
+    variable = builder.add(CARRIED, Ref(loop), Ref(nothing), block=loop)
+    choice = builder.add(IF, Ref(condition(builder, hidden, 1)), block=loop)
+    builder.add(
+        NEXT, Ref(variable), Ref(builder.add(MERGE, Ref(choice), Ref(row), Ref(variable), block=loop)), block=loop
+    )
+    never = builder.add(CARRIED, Ref(loop), Ref(nothing), block=loop)
+    builder.add(NEXT, Ref(never), Ref(never), block=loop)
+    end = builder.add(END, Ref(loop))
+    saves = [builder.add(SAVE, Ref(builder.add(FINAL, Ref(end), Ref(node)))) for node in (variable, never)]
+    got = run_graph(builder.graph(v=saves[0], n=saves[1]), {"x": x}, net)
+    assert torch.equal(got["v"], net[0](x)[-1])
+    assert isinstance(got["n"], Absent)

@@ -8,7 +8,7 @@ from nnsight_hpc.execution.fake import UNKNOWN, Shadow
 from nnsight_hpc.execution.fake_model import twin_of
 from nnsight_hpc.graph import GraphBuilder, Ref, TensorRef
 from nnsight_hpc.models import prepare_inputs
-from tests.execution.architectures import CONFIGS, causal_model
+from tests.oracle.architectures import LANGUAGE, VOCABULARY, bare
 
 PROMPTS = {"equal": [[1, 2, 3], [4, 5, 6]], "padded": [[1, 2, 3], [4, 5, 6, 7, 8]]}
 
@@ -65,13 +65,13 @@ def reader(model, inputs, op="model.forward", **options):
     return shadow, read
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", LANGUAGE)
 @pytest.mark.parametrize("prompts", PROMPTS)
 def test_every_point_of_a_forward_has_the_form_of_a_real_one(name, prompts):
     """On the meta device every point of the model has the shapes, dtypes and structure that hooks see with weights."""
-    model, inputs = causal_model(name), prepare_inputs(PROMPTS[prompts])
+    model, inputs = bare(name), prepare_inputs(PROMPTS[prompts])
     seen = seen_by_hooks(model, lambda: model(**inputs, use_cache=False))
-    shadow, read = reader(causal_model(name, "meta"), inputs, use_cache=False)
+    shadow, read = reader(bare(name, "meta"), inputs, use_cache=False)
     assert len(seen) > 20
     for (path, kind), values in seen.items():
         for call, value in enumerate(values):
@@ -81,15 +81,15 @@ def test_every_point_of_a_forward_has_the_form_of_a_real_one(name, prompts):
     assert shadow.why == ""
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", LANGUAGE)
 def test_every_point_of_a_generation_has_the_form_of_a_real_one(name):
     """Points of a generation are known at each step: the prompt, single tokens, and at later steps what does not grow."""
     model, inputs = (
-        causal_model(name),
+        bare(name),
         {key: prepare_inputs(PROMPTS["padded"])[key] for key in ("input_ids", "attention_mask")},
     )
     seen = seen_by_hooks(model, lambda: model.generate(**inputs, max_new_tokens=5, do_sample=False))
-    _, read = reader(causal_model(name, "meta"), inputs, "model.generate", max_new_tokens=5)
+    _, read = reader(bare(name, "meta"), inputs, "model.generate", max_new_tokens=5)
     known = 0
     for (path, kind), values in seen.items():
         for call, value in enumerate(values if kind == "output" else ()):
@@ -103,7 +103,7 @@ def test_every_point_of_a_generation_has_the_form_of_a_real_one(name):
 
 def test_operation_inside_of_a_forward_has_the_form_of_a_real_one():
     """Operations of a module's source are known like modules, in a forward and at the steps of a generation."""
-    model, inputs = causal_model("llama", "meta"), prepare_inputs([[1, 2, 3], [4, 5, 6]])
+    model, inputs = bare("llama", "meta"), prepare_inputs([[1, 2, 3], [4, 5, 6]])
     path = "model.layers.1.self_attn:attention_interface_0"
     _, read = reader(model, inputs, use_cache=False)
     assert read(path, "output")[0].shape == (2, 3, 4, 8)
@@ -116,20 +116,20 @@ def test_operation_inside_of_a_forward_has_the_form_of_a_real_one():
 def test_mask_that_depends_on_data_is_unknown():
     """The mask that transformers leaves out where nothing is padded is not said to have a shape; the one given is."""
     inputs = prepare_inputs(PROMPTS["equal"])
-    _, read = reader(causal_model("llama", "meta"), inputs, use_cache=False)
+    _, read = reader(bare("llama", "meta"), inputs, use_cache=False)
     assert read("model.layers.0", "inputs")[1]["attention_mask"] is UNKNOWN
     assert read("model", "inputs")[1]["attention_mask"].shape == (2, 3)
 
 
 def test_meta_model_is_on_the_cpu():
     """A model that is not loaded is shown where its weights would be loaded."""
-    _, read = reader(causal_model("gpt2", "meta"), prepare_inputs([[1, 2]]), use_cache=False)
+    _, read = reader(bare("gpt2", "meta"), prepare_inputs([[1, 2]]), use_cache=False)
     assert read("lm_head", "output").device == torch.device("cpu")
 
 
 def test_second_trace_of_the_same_shape_runs_no_model():
     """The model is run on fakes once for each shape of its inputs and each set of constants."""
-    model, runs = causal_model("gpt2", "meta"), []
+    model, runs = bare("gpt2", "meta"), []
     for prompts in ([[1, 2, 3]], [[4, 5, 6]], [[1, 2, 3, 4]], [[7, 8, 9]]):
         _, read = reader(model, prepare_inputs(prompts), use_cache=False)
         assert read("transformer.h.1", "output").shape == (1, len(prompts[0]), 32)
@@ -141,11 +141,11 @@ def test_second_trace_of_the_same_shape_runs_no_model():
 
 def test_real_model_is_left_alone():
     """Neither weights nor hooks nor the mode of a real module are touched, and its own hooks do not fire."""
-    model, fired = causal_model("gpt2"), []
+    model, fired = bare("gpt2"), []
     model.transformer.h[0].register_forward_hook(lambda *_: fired.append(1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     _, read = reader(model, prepare_inputs([[1, 2]]), use_cache=False)
-    assert read("lm_head", "output").shape == (1, 2, 100)
+    assert read("lm_head", "output").shape == (1, 2, VOCABULARY)
     assert fired == []
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == 1

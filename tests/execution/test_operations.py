@@ -2,6 +2,7 @@
 
 import functools
 import random
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from nnsight_hpc.execution.memory import memory_of
-from nnsight_hpc.execution.resolve import carry_out, constant, function_of
+from nnsight_hpc.execution.resolve import FACTORIES, carry_out, constant, function_of
 from nnsight_hpc.graph.nodes import Device, Seed
 from nnsight_hpc.graph.operations import (
     ALLOWED,
@@ -22,7 +23,9 @@ from nnsight_hpc.graph.operations import (
 )
 
 CPU = torch.device("cpu")
-RUN = sorted(ALLOWED - PROTOCOL)
+SPACES = defaultdict(list)  # allowed operations by where they are found
+for _op in sorted(ALLOWED - PROTOCOL):
+    SPACES[_op.rpartition(".")[0]].append(_op)
 _MARGIN = 16
 
 
@@ -242,25 +245,27 @@ def _only_elements(was, now):
 
 
 @pytest.mark.filterwarnings("ignore")  # operations warn of odd arguments
-@pytest.mark.parametrize("op", RUN)
-def test_operation_writes_only_its_result(op):
+@pytest.mark.parametrize("space", SPACES)
+def test_operation_writes_only_its_result(space):
     """No argument changes but the first of a change in place, nothing beside it, and nothing in the process."""
-    assert _outcome(op).runs, "no arguments of this test suit the operation: add an example"
-    assert _outcome(op).wrote == []
+    outcomes = {op: _outcome(op) for op in SPACES[space]}
+    assert [op for op in outcomes if not outcomes[op].runs] == []  # none of these arguments suit it: add an example
+    assert {op: outcomes[op].wrote for op in outcomes if outcomes[op].wrote} == {}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("op", sorted(set(RUN) - IN_PLACE))
-def test_result_shares_memory_only_where_the_list_says_so(op):
+@pytest.mark.parametrize("space", SPACES)
+def test_result_shares_memory_only_where_the_list_says_so(space):
     """An operation that is not on the list of views gives memory of its own."""
-    assert not _outcome(op).shares or op in VIEWS
+    assert [op for op in SPACES[space] if op not in VIEWS | IN_PLACE and _outcome(op).shares] == []
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("op", RUN)
-def test_fields_of_named_tuples_are_listed(op):
+@pytest.mark.parametrize("space", SPACES)
+def test_fields_of_named_tuples_are_listed(space):
     """The fields that the list has for an operation are those of what it returns, none for one that returns no named tuple."""
-    assert _outcome(op).fields == set(FIELDS_OF.get(op, ()))
+    fields = {op: _outcome(op).fields for op in SPACES[space] if _outcome(op).fields or op in FIELDS_OF}
+    assert {op: set(FIELDS_OF.get(op, ())) for op in fields} == fields
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -293,6 +298,24 @@ def test_cpu_means_the_cpu():
     own = torch.device("meta")
     assert carry_out("Tensor.to", (torch.ones(2), "cpu"), {}, own).device == CPU
     assert carry_out("torch.zeros", (2,), {"device": constant(Device("cpu"), own)}, own).device == CPU
+
+
+@pytest.mark.parametrize("op", sorted(FACTORIES))
+def test_new_tensors_are_made_on_the_model_s_device(op):
+    """Where no device is named, numbers become a tensor beside the model's values, so that one can compute with both."""
+    own = torch.device("meta")
+    sizes = {"torch.full": ((2,), 1), "torch.linspace": (0, 1, 4), "torch.logspace": (0, 1, 4)}
+    sizes |= {op: ([1, 2],) for op in ("torch.tensor", "torch.as_tensor")}
+    sizes |= dict.fromkeys(("torch.tril_indices", "torch.triu_indices"), (3, 3))
+    args = sizes.get(op, (4,))
+    assert carry_out(op, args, {}, own).device == own
+    assert carry_out(op, args, {"device": "cpu"}, own).device == CPU
+
+
+def test_copies_of_tensors_stay_where_they_are():
+    """``torch.tensor`` and ``torch.as_tensor`` of a tensor are on its device, as in torch."""
+    own = torch.device("meta")
+    assert carry_out("torch.as_tensor", (torch.ones(2),), {}, own).device == CPU
 
 
 def test_random_tensors_are_made_on_the_model_s_device():

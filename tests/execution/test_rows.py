@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nnsight_hpc.execution import run_graph
-from nnsight_hpc.execution.rows import Rows
+from nnsight_hpc.execution.rows import Common, Mixed, Part, Rows, by_size
 from nnsight_hpc.execution.values import Absent
 from nnsight_hpc.graph import Ref
 from nnsight_hpc.graph.build import FORWARD, INVOKE, RESULT, SAVE, SKIP
@@ -49,6 +49,28 @@ def test_rows_are_cut_by_batch_by_tokens_or_not_at_all():
     assert copy.data_ptr() != shared.data_ptr()
     with pytest.raises(ValueError, match=r"\[5, 2\] cannot be divided"):
         rows.cut(torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "expected"),
+    [
+        ((4, 7, 8), 7, Part(0, tokens=False)),
+        ((28, 8), 7, Part(0, tokens=True)),
+        ((4, 9), None, Part(0, tokens=False)),
+        ((4,), 1, Part(0, tokens=False)),
+        ((1, 7, 9), 7, Common()),
+        ((4, 9), 7, Mixed),  # or four tokens, of an expert
+        ((4, 7, 4), 7, Mixed),
+        ((7, 4, 8), 7, Mixed),
+        ((1, 7, 8), 7, Mixed),  # or heads of four prompts
+        ((9, 8), 7, Mixed),
+        ((), 7, Mixed),
+    ],
+)
+def test_what_sizes_say_of_four_prompts(shape, tokens, expected):
+    """Sizes alone decide only where they can be read in one way."""
+    rule = by_size(shape, 4, tokens)
+    assert isinstance(rule, Mixed) if expected is Mixed else rule == expected
 
 
 def test_invoke_beyond_the_batch_is_refused(net, x, builder):

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from nnsight_hpc.graph import Device, DType, Graph, GraphBuilder, Ref, TensorRef
 from nnsight_hpc.graph.codec import dump_value, load_value
+from nnsight_hpc.graph.limits import MAX_LINE, MAX_NAME, MAX_PATH, MAX_STRING
+from nnsight_hpc.graph.nodes import Source
 from nnsight_hpc.wire.errors import InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
 
@@ -126,3 +128,59 @@ def test_json_tricks_are_refused(document, message):
     with pytest.raises(InvalidGraph) as caught:
         Graph.from_json(document)
     assert message in str(caught.value)
+
+
+def _node(**changes):
+    return {"nodes": [{"id": 0, "op": "save", **changes}]}
+
+
+LENGTHS = {
+    "operation": (MAX_NAME, lambda text: _node(op=text)),
+    "keyword": (MAX_NAME, lambda text: _node(kwargs={text: 1})),
+    "tensor": (MAX_NAME, lambda text: _node(args=[{"tensor": text}])),
+    "dtype": (MAX_NAME, lambda text: _node(args=[{"dtype": text}])),
+    "device": (MAX_NAME, lambda text: _node(args=[{"device": text}])),
+    "value": (MAX_STRING, lambda text: _node(args=[text])),
+    "key of a dict": (MAX_STRING, lambda text: _node(args=[{"dict": [[text, 1]]}])),
+    "file": (MAX_PATH, lambda text: _node(source=[text, 1, "x"])),
+    "line": (MAX_LINE, lambda text: _node(source=["f.py", 1, text])),
+    "saved value": (MAX_NAME, lambda text: {"saves": {text: 0}}),
+    "kind": (MAX_NAME, lambda text: {"kind": text}),
+    "model": (MAX_PATH, lambda text: {"model": {"id": text}}),
+    "fingerprint": (MAX_NAME, lambda text: {"model": {"id": "m", "fingerprint": text}}),
+    "revision": (MAX_NAME, lambda text: {"model": {"id": "m", "revision": text}}),
+}
+
+
+@pytest.mark.parametrize(("limit", "change"), LENGTHS.values(), ids=LENGTHS.keys())
+def test_string_is_bounded(limit, change):
+    """Every string of a document may be as long as its limit, and no longer; the refusal names the limit and is short."""
+    document = json.loads(_graph().to_json())
+    Graph.from_json(json.dumps(document | change("x" * limit)))
+    with pytest.raises(InvalidGraph, match=f"the limit is {limit}") as refused:
+        Graph.from_json(json.dumps(document | change("x" * (limit + 1))))
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "x" * 10**6},
+        {"x" * 10**6: 1},
+        _node(args=[{"x" * 10**6: 1}]),
+        _node(kwargs={"x" * 999: {"y" * 10**6: 1}}),
+    ],
+)
+def test_refusal_does_not_repeat_what_is_long(change):
+    """Of an unknown key, type or version the refusal shows the beginning."""
+    with pytest.raises(InvalidGraph) as refused:
+        Graph.from_json(json.dumps(json.loads(_graph().to_json()) | change))
+    assert len(str(refused.value)) < 600
+
+
+def test_long_line_of_the_user_is_cut():
+    """A recorded line that is longer than a document may hold is cut when it is written, and does not hinder the request."""
+    builder = GraphBuilder()
+    builder.add("torch.zeros", 2, source=Source("/" + "d" * 5000, 7, "x = " + "1" * 5000))
+    source = Graph.from_json(builder.build({}, ModelIdentity(id="m")).to_json()).nodes[0].source
+    assert source == Source("d" * MAX_PATH, 7, "x = " + "1" * (MAX_LINE - 4))

@@ -219,6 +219,13 @@ ARGUMENTS = {
     "list in place of a constant": ({"op": "container.append", "args": [[1], 2]}, "container.append"),
     "private key": ({"op": "container.dict", "kwargs": {"__class__": 1}}, "container.dict.*__class__"),
     "range of text": ({"op": "control.range", "args": ["9" * 9]}, "control.range"),
+    "leave outside of loops": ({"op": "control.leave", "args": [True]}, "control.leave.*no loop"),
+    "leave with a keyword": ({"op": "control.leave", "kwargs": {"condition": True}}, "control.leave.*one argument"),
+    "check of nothing": ({"op": "control.check"}, "control.check.*condition"),
+    "check with a keyword": ({"op": "control.check", "args": [True], "kwargs": {"a": 1}}, "control.check.*condition"),
+    "constant reached": ({"op": "control.reached", "args": [3]}, "control.reached.*a node"),
+    "forward reached": ({"op": "control.reached", "args": [{"ref": 0}]}, "control.reached.*forward"),
+    "lengths of two": ({"op": "container.length", "args": [V, V]}, "container.length.*one argument"),
     "forward as a value": ({"op": "torch.sum", "args": [{"ref": 0}]}, "torch.sum.*forward"),
     "forward saved": ({"op": "save", "args": [{"ref": 0}]}, "save.*forward"),
     "itself": ({"op": "torch.add", "args": [{"ref": 2}, 1]}, "torch.add.*node 2"),
@@ -362,7 +369,7 @@ DOCUMENTS = {
         _document({"op": "torch.einsum", "args": ["i" * 100_000, V]}),
         "100000 characters; the limit is 65536",
     ),
-    "endless name": (_document({"op": "torch." + "x" * 100_000}), "characters; the limit is 65536"),
+    "endless name": (_document({"op": "torch." + "x" * 100_000}), "characters; the limit is 1000"),
     "number beyond a double": (_document().replace('"layers.0"', "1e999"), "beyond the range of a double"),
     "deep lists": ("[" * 100_000, "nested too deeply"),
     "deep objects": ('{"a":' * 100_000, "nested too deeply"),
@@ -406,6 +413,6 @@ def test_too_many_nodes_are_refused():
 
 def test_refusal_stays_short():
     """A graph of ten thousand bad nodes is refused with a message that a person can read."""
-    refusal = _refusal(_document(*({"op": "os.system" + "x" * 1000, "args": ["id"]} for _ in range(10_000))))
+    refusal = _refusal(_document(*({"op": "os.system" + "x" * 900, "args": ["id"]} for _ in range(10_000))))
     assert len(refusal) < 20_000
     assert "and more" in refusal

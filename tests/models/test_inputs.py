@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnsight_hpc.models import load_tokenizer, prepare_inputs
+from nnsight_hpc.models import load_tokenizer, pad_left, prepare_inputs
 from nnsight_hpc.wire.errors import InvalidInput
 
 IDS = torch.tensor([[3, 4, 5]])
@@ -79,3 +79,20 @@ def test_tokenizer_that_was_not_told_to_pad(tokenizer):
         assert torch.equal(got[name], expected)
     with pytest.raises(InvalidInput, match="not tensors"):
         prepare_inputs({"input_ids": [["a"], ["b"]]})
+
+
+def test_prepared_prompts_are_padded_as_a_list_of_them_is(tokenizer):
+    """Prompts prepared one by one and then padded are those prepared together; one without a mask is refused."""
+    prompts = ["one", "the a of", "a of"]
+    padded = pad_left([prepare_inputs(prompt, tokenizer) for prompt in prompts], tokenizer)
+    for name, expected in prepare_inputs(prompts, tokenizer).items():
+        assert torch.equal(torch.cat([each[name] for each in padded]), expected)
+    with pytest.raises(InvalidInput, match="no mask"):
+        pad_left([prepare_inputs(IDS), {"input_ids": IDS}])
+
+
+@pytest.mark.parametrize("given", [IDS, {"input_ids": IDS}, {"input_ids": IDS[0], "attention_mask": IDS[0]}])
+def test_what_is_prepared_is_new(given):
+    """No tensor shares memory with what was given, which may be changed afterwards."""
+    mine = {tensor.untyped_storage().data_ptr() for tensor in (given.values() if isinstance(given, dict) else [given])}
+    assert mine.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in prepare_inputs(given).values())

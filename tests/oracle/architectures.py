@@ -1,6 +1,7 @@
 """Small random models of the architectures that every row of the API is checked on, and where their parts are.
 
-Each is made in milliseconds: four blocks of width 32, a vocabulary of 97, float32, evaluation mode, seeded.
+Each is made in milliseconds: four blocks of width 32, a vocabulary of 97, float32, evaluation mode, seeded. It lies on the
+device of the tests, and so do its inputs.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from nnsight_hpc import LanguageModel, NNsight
+from tests.devices import DEVICE
 
 VOCABULARY = 97
 WIDTH = 32
@@ -63,8 +65,8 @@ class Subject:
         """Token ids, or for a module that is no language model numbers, of that many rows."""
         generator = torch.Generator().manual_seed(seed)
         if self.language:
-            return torch.randint(3, VOCABULARY, (rows, tokens), generator=generator)
-        return torch.randn(rows, WIDTH, generator=generator)
+            return torch.randint(3, VOCABULARY, (rows, tokens), generator=generator).to(DEVICE)
+        return torch.randn(rows, WIDTH, generator=generator).to(DEVICE)
 
     def run(self, inputs: torch.Tensor, **kwargs: Any) -> Any:
         """Plain PyTorch: the module called as its own documentation says."""
@@ -87,7 +89,10 @@ class Subject:
 
 def _described(ids: torch.Tensor) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
-    return {"attention_mask": mask, "position_ids": torch.arange(ids.shape[1]).expand_as(ids).contiguous()}
+    return {
+        "attention_mask": mask,
+        "position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids).contiguous(),
+    }
 
 
 def _sequential() -> nn.Module:
@@ -147,7 +152,9 @@ ARCHITECTURES = {
             "qwen3", partial(_causal, "Qwen3", num_key_value_heads=2, head_dim=8, **_LLAMA_LIKE), **_LLAMA_PATHS
         ),
         Architecture(
-            "gemma2", partial(_causal, "Gemma2", num_key_value_heads=2, head_dim=8, **_LLAMA_LIKE), **_LLAMA_PATHS
+            "gemma2",
+            partial(_causal, "Gemma2", num_key_value_heads=2, head_dim=8, sliding_window=4, **_LLAMA_LIKE),
+            **_LLAMA_PATHS,
         ),
         Architecture(
             "mixtral",
@@ -207,11 +214,14 @@ ATTENTION = tuple(name for name, a in ARCHITECTURES.items() if a.attention)
 FLATTENED = tuple(name for name, a in ARCHITECTURES.items() if a.flattened)
 
 
+def bare(name: str, device: str = "cpu") -> nn.Module:
+    """The plain module of that architecture; on the meta device it has no weights."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        return _spread(ARCHITECTURES[name].make())
+
+
 def make(name: str) -> Subject:
     """A fresh model of that architecture, wrapped."""
-    architecture = ARCHITECTURES[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = _spread(architecture.make())
-    language = name in LANGUAGE
-    return Subject(architecture, module, LanguageModel(module) if language else NNsight(module), language)
+    module, language = bare(name).to(DEVICE), name in LANGUAGE
+    return Subject(ARCHITECTURES[name], module, LanguageModel(module) if language else NNsight(module), language)

@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def copied(value):
-    """A nested value with clones of its tensors, so that later writes do not reach it."""
+def copied(value, device=None):
+    """A nested value with clones of its tensors (on `device`, if it is given), so that later writes do not reach it."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return value.detach().to(device, copy=True)
     if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: copied(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
+        return type(value)(copied(item, device) for item in value)
     return value
 
 
@@ -102,19 +102,19 @@ class Seen:
 
 
 @contextmanager
-def seeing(module):
-    """While active, what stands at every module is copied into the `Seen` that it gives."""
+def seeing(module, device=None):
+    """While active, what stands at every module is copied (to `device`, if it is given) into the `Seen` that it gives."""
     seen = Seen()
 
     def before(path):
         def hook(_module, args, kwargs):
             seen.order.append(path)
-            seen.inputs[path].append(copied((args, kwargs)))
+            seen.inputs[path].append(copied((args, kwargs), device))
 
         return hook
 
     def after(path):
-        return lambda _module, _args, output: seen.outputs[path].append(copied(output))
+        return lambda _module, _args, output: seen.outputs[path].append(copied(output, device))
 
     handles = []
     for path, each in module.named_modules():

@@ -6,7 +6,8 @@ from tests.oracle.hooks import changed, counting, same, seeing
 
 
 def _seen(subject, inputs):
-    with seeing(subject.module) as seen:
+    """What hooks see, on the CPU: there a cache is kept."""
+    with seeing(subject.module, "cpu") as seen:
         subject.run(inputs)
     return seen
 
@@ -72,6 +73,17 @@ def test_dtype(any_model):
     assert torch.equal(cache[path].output, _seen(any_model, inputs).output(path).bfloat16())
 
 
+def test_dtype_of_what_is_nested(lm):
+    """`dtype` and `device` hold for the tensors in a model's own output, and in keywords, too."""
+    inputs, body = lm.inputs(), lm.norm.rpartition(".")[0]
+    with lm.model.trace(inputs) as tracer:
+        cache = tracer.cache(modules=[body], include_inputs=True, dtype=torch.bfloat16)
+    expected = _seen(lm, inputs).output(body)["last_hidden_state"]
+    assert torch.equal(cache[body].output.last_hidden_state, expected.bfloat16())
+    tensors = [value for value in cache[body].inputs[1].values() if isinstance(value, torch.Tensor)]
+    assert {"cpu"} == {tensor.device.type for tensor in tensors}
+
+
 def test_cache_sees_changes(any_model):
     """The cache holds what the trace's changes made."""
     inputs = any_model.inputs()
@@ -89,7 +101,7 @@ def test_cache_in_a_generation(lm):
     inputs, path = lm.inputs(), lm.path(1)
     with lm.model.generate(inputs, max_new_tokens=3) as tracer:
         cache = tracer.cache(modules=[path])
-    with seeing(lm.module) as seen:
+    with seeing(lm.module, "cpu") as seen:
         lm.module.generate(inputs, max_new_tokens=3, do_sample=False, attention_mask=torch.ones_like(inputs))
     assert same(cache[path].output, seen.outputs[path])
 
@@ -104,5 +116,5 @@ def test_cache_of_an_invoke(any_model):
         with tracer.invoke(batch[1]):
             cache = tracer.cache(modules=[path])
     expected = _seen(any_model, torch.cat(batch)).output(path)
-    assert torch.equal(other, expected[:1])
+    assert torch.equal(other.cpu(), expected[:1])
     assert torch.equal(cache[path].output, expected[1:])

@@ -2,6 +2,7 @@
 
 import torch
 
+from tests.devices import DEVICE
 from tests.oracle.hooks import changed, seeing
 
 
@@ -45,7 +46,7 @@ def test_edit_and_trace_together(any_model):
     hooks = {any_model.path(1): _silence, any_model.path(2): lambda value: value * 3}
     with changed(any_model.module, hooks):
         seen = _seen(any_model, inputs)
-    assert torch.equal(hidden, seen.output(any_model.path(1)).masked_fill(torch.arange(32) % 2 == 0, 0))
+    assert torch.equal(hidden, seen.output(any_model.path(1)).masked_fill(torch.arange(32, device=DEVICE) % 2 == 0, 0))
     assert torch.equal(logits, seen.output(any_model.head))
 
 

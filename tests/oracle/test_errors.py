@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph, InvalidInput
+from tests.devices import DEVICE
 from tests.oracle.hooks import counting
 
 FAILING = {
     "index": (lambda v: v[99], IndexError, ("index 99 is out of bounds", "operator.getitem")),
-    "shape": (lambda v: v @ torch.ones(7, 7), RuntimeError, ("operator.matmul", "float32[7, 7]")),
+    "shape": (lambda v: v @ torch.ones(7, 7, device=DEVICE), RuntimeError, ("operator.matmul", "float32[7, 7]")),
     "dimension": (lambda v: v.sum(dim=9), IndexError, ("Dimension out of range", "Tensor.sum")),
     "view": (lambda v: v.view(7, 11), RuntimeError, ("Tensor.view", "7, 11")),
     "type": (lambda v: torch.nn.functional.one_hot(v), RuntimeError, ("torch.nn.functional.one_hot",)),
@@ -38,7 +39,7 @@ def test_failing_operation(any_model, name):
 
 def test_type_of_torch_itself_is_the_oracle(llama):
     """Each failing operation raises in a block what it raises on the tensor."""
-    tensor = torch.zeros(2, 5, 32)
+    tensor = torch.zeros(2, 5, 32, device=DEVICE)
     for operation, kind, _words in FAILING.values():
         with pytest.raises(kind):
             operation(tensor)

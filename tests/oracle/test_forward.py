@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nnsight_hpc import NNsight
+from tests.devices import DEVICE
 from tests.oracle.architectures import make
 from tests.oracle.hooks import Live, counting, forward_of, hooks_of, seeing
 
@@ -189,7 +190,7 @@ BIG = 4 * SIZE * SIZE
 def wide():
     """A module whose every value takes `BIG` bytes, and its input."""
     net = nn.Sequential(*(nn.Tanh() for _ in range(30)))
-    return NNsight(net), torch.randn(SIZE, SIZE)
+    return NNsight(net), torch.randn(SIZE, SIZE, device=DEVICE)
 
 
 def test_chain_of_a_hundred_operations_holds_few_values(wide):

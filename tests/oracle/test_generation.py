@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nnsight_hpc.wire.errors import HpcError, InvalidInput
+from tests.devices import DEVICE
 from tests.oracle.hooks import counting, output_hook, same, seeing
 
 STEPS = 6
@@ -234,16 +235,21 @@ def test_sampling_needs_a_seed(llama):
         tracer.result.save()
 
 
+def _random_states():
+    """The states of the random generators of the CPU and of every GPU."""
+    return [torch.random.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
 def test_sampling_with_a_seed_is_repeatable(lm):
     """The same seed gives the same tokens, another one others; torch's own random state is not touched."""
     inputs, found = lm.inputs(rows=1), []
-    state = torch.random.get_rng_state()
+    states = _random_states()
     for seed in (1, 1, 2):
         with lm.model.generate(inputs, max_new_tokens=8, do_sample=True, temperature=2.0, seed=seed) as tracer:
             found.append(tracer.result.save())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert same(_random_states(), states)
 
 
 def test_invokes_in_a_generation(lm):
@@ -271,7 +277,7 @@ def test_prompts_of_unequal_length_in_a_generation(lm):
     with lm.model.generate(prompts, max_new_tokens=STEPS) as tracer:
         tokens = tracer.result.save()
     for row, prompt in enumerate(prompts):
-        alone = _generate(lm, torch.tensor([prompt]))
+        alone = _generate(lm, torch.tensor([prompt], device=DEVICE))
         assert tokens[row, -STEPS:].tolist() == alone[0, -STEPS:].tolist()
 
 
@@ -283,4 +289,4 @@ def test_invokes_of_unequal_length_in_a_generation(lm):
             with tracer.invoke([prompt]):
                 results.append(tracer.result.save())
     for prompt, tokens in zip(prompts, results, strict=True):
-        assert tokens[0, -STEPS:].tolist() == _generate(lm, torch.tensor([prompt]))[0, -STEPS:].tolist()
+        assert tokens[0, -STEPS:].tolist() == _generate(lm, torch.tensor([prompt], device=DEVICE))[0, -STEPS:].tolist()

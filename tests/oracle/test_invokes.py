@@ -6,11 +6,14 @@ shapes, and float32 sums come out in another order: `CLOSE` says by how much.
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from nnsight_hpc import NNsight
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
+from tests.devices import DEVICE
 from tests.oracle.hooks import changed, counting, seeing
 
+KINDS = ("output", "input")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 
 
@@ -68,7 +71,51 @@ def test_every_module_shows_an_invoke_its_rows(any_model, kind):
             continue
         for one, of_one in zip(got, expected, strict=True):
             close(one, of_one)
-    assert [path for path in refused if not path.endswith(("act_fn", "rotary_emb", "wpe"))] == []
+    assert [path for path in refused if not path.endswith("experts.act_fn")] == []
+
+
+@pytest.mark.parametrize(("prompts", "tokens"), [(2, 2), (4, 4), (4, 1), (32, 3)])
+def test_batch_as_long_as_something_else(any_model, prompts, tokens):
+    """As many prompts as tokens, heads, experts or the model is wide: each sees at every module what it gives alone."""
+    batch = [any_model.inputs(seed=seed, rows=1, tokens=tokens) for seed in range(prompts)]
+    alone = [_seen(any_model, inputs) for inputs in (batch[0], batch[-1])]
+    paths = [path for path in dict.fromkeys(alone[0].order) if path and not path.endswith("experts.act_fn")]
+    got = []
+    with any_model.model.trace() as tracer:
+        for inputs in batch:
+            with tracer.invoke(inputs):
+                got.append([getattr(any_model.model.get(path), kind).save() for path in paths for kind in KINDS])
+    for one, seen in ((got[0], alone[0]), (got[-1], alone[-1])):
+        expected = [getattr(seen, kind)(path) for path in paths for kind in KINDS]
+        for value, right in zip(tree_leaves(one), tree_leaves(expected), strict=True):
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(value, right, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_with_as_many_prompts_as_tokens(lm):
+    """In a generation each prompt has its rows at each step, and what it gives alone as a result."""
+    _check_generation(lm, {"max_new_tokens": 3, "do_sample": False})
+
+
+def test_generation_with_beams(attentive):
+    """Each prompt has the rows of all of its beams, and the one row of its result."""
+    _check_generation(attentive, {"max_new_tokens": 3, "do_sample": False, "num_beams": 3})
+
+
+def _check_generation(lm, options):
+    batch, rows, results = [lm.inputs(seed=seed, rows=1, tokens=4) for seed in range(4)], [], []
+    with lm.model.generate(**options) as tracer:
+        for inputs in batch:
+            with tracer.invoke(inputs):
+                for _ in tracer.iter[1]:
+                    block = lm.at(1).output.save()
+                rows.append(block)
+                results.append(tracer.result.save())
+    for inputs, value, result in zip(batch, rows, results, strict=True):
+        with seeing(lm.module) as seen:
+            expected = lm.module.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
+        torch.testing.assert_close(value, seen.output(lm.path(1), 1), atol=1e-4, rtol=1e-4)
+        assert torch.equal(result, expected)
 
 
 def test_flattened_tokens_are_cut_by_the_invoke_s_tokens(flattening):
@@ -202,6 +249,25 @@ def test_all_rows_invoke(any_model):
     assert torch.equal(everything, _seen(any_model, whole).output(any_model.path(1)) * 2)
 
 
+def test_all_rows_of_unequal_lengths(lm):
+    """An invoke for all rows pads prompts of unequal length into one forward; each gives what it gives alone."""
+    batch = [lm.inputs(seed=seed, rows=rows, tokens=tokens) for seed, rows, tokens in ((1, 1, 3), (2, 2, 7), (3, 1, 3))]
+    blocks = []
+    with counting(lm.module) as ran, lm.model.trace() as tracer:
+        for inputs in batch:
+            with tracer.invoke(inputs):
+                blocks.append(lm.at(1).output.save())
+        with tracer.invoke():
+            lm.at(2).output[:] = lm.at(2).output * 2
+            logits = lm.head_envoy.output.save()
+    assert ran.count("") == 1
+    rows = [inputs[i : i + 1] for inputs in batch for i in range(len(inputs))]
+    for row, block, inputs in zip(logits, torch.cat(blocks), rows, strict=True):
+        close(block[-inputs.shape[1] :], _seen(lm, inputs).output(lm.path(1))[0])
+        with changed(lm.module, {lm.path(2): lambda value: value * 2}):
+            close(row[-inputs.shape[1] :], lm.logits(inputs)[0])
+
+
 def test_value_passed_to_a_later_layer_of_another_invoke(any_model):
     """A value of one invoke, read at an early block, is set in another at a later one; they share one forward."""
     batch = [any_model.inputs(seed=seed) for seed in (1, 2)]
@@ -278,8 +344,8 @@ def test_circle_between_invokes_is_refused_before_the_model_runs(any_model):
 
 def _padded(prompts):
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=DEVICE)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
@@ -307,7 +373,7 @@ def test_rows_of_a_padded_list_are_the_prompts_alone(lm):
         blocks = lm.at(2).output.save()
         logits = lm.head_envoy.output.save()
     for row, prompt in enumerate(PROMPTS):
-        seen = _seen(lm, torch.tensor([prompt]))
+        seen = _seen(lm, torch.tensor([prompt], device=DEVICE))
         close(blocks[row, -len(prompt) :], seen.output(lm.path(2))[0])
         close(logits[row, -len(prompt) :], seen.output(lm.head)[0])
 
@@ -358,7 +424,7 @@ def test_rows_set_where_modules_hand_on_one_tensor(how):
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Identity(), torch.nn.Linear(3, 3)).requires_grad_(
         requires_grad=False
     )
-    model, batch, saved = NNsight(net), torch.randn(2, 4, 3), []
+    model, batch, saved = NNsight(net.to(DEVICE)), torch.randn(2, 4, 3, device=DEVICE), []
     with model.trace() as tracer:
         for index in range(2):
             with tracer.invoke(batch[index]):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nnsight_hpc import NNsight
+from tests.devices import DEVICE
 from tests.oracle.architectures import WIDTH
 from tests.oracle.hooks import changed, counting, forward_of, same, seeing
 
@@ -36,7 +37,8 @@ def test_reads_every_module_that_runs(any_model, kind):
 def test_module_that_runs_twice_is_read_at_its_first_call():
     """Of a module that is called twice, `output` is the first call's."""
     tanh = torch.nn.Tanh()
-    x, model = torch.randn(2, 3), NNsight(torch.nn.Sequential(tanh, torch.nn.Linear(3, 3), tanh))
+    net = torch.nn.Sequential(tanh, torch.nn.Linear(3, 3), tanh).to(DEVICE)
+    x, model = torch.randn(2, 3, device=DEVICE), NNsight(net)
     with model.trace(x):
         value = model[0].output.save()
     assert torch.equal(value, x.tanh())
@@ -303,7 +305,7 @@ def test_skipped_attention_returns_a_tuple(attentive):
         attention = attentive.at(1, "attention")
         attention.skip((torch.zeros_like(attentive.at(1).input), None))
         logits = attentive.head_envoy.output.save()
-    zeros = torch.zeros(2, 5, WIDTH)
+    zeros = torch.zeros(2, 5, WIDTH, device=DEVICE)
     with forward_of(attentive.module, attentive.path(1, "attention"), lambda _forward, *_a, **_k: (zeros, None)):
         assert torch.equal(logits, attentive.logits(inputs))
 

@@ -5,6 +5,7 @@ import torch
 
 from nnsight_hpc import LanguageModel
 from nnsight_hpc.models import load
+from tests.devices import DEVICE
 from tests.oracle.hooks import changed, hooks_of, seeing
 
 PROMPT = "The Eiffel Tower is in the city of"
@@ -14,7 +15,7 @@ PROMPT = "The Eiffel Tower is in the city of"
 def smol(smollm2):
     """The wrapped model and the plain module."""
     loaded = load(str(smollm2))
-    return LanguageModel(loaded.module, tokenizer=loaded.tokenizer)
+    return LanguageModel(loaded.module.to(DEVICE), tokenizer=loaded.tokenizer)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def _no_hooks_left(smol):
 
 def _logits(smol, text):
     with torch.no_grad():
-        return smol.module(**smol.tokenizer(text, return_tensors="pt"), use_cache=False).logits
+        return smol.module(**smol.tokenizer(text, return_tensors="pt").to(DEVICE), use_cache=False).logits
 
 
 def test_reads_and_the_answer(smol):
@@ -90,7 +91,7 @@ def test_generation(smol):
         with tracer.iter[:]:
             states.append(smol.model.layers[5].output[:, -1])
         tokens = tracer.result.save()
-    given = smol.tokenizer(PROMPT, return_tensors="pt")
+    given = smol.tokenizer(PROMPT, return_tensors="pt").to(DEVICE)
     with seeing(smol.module) as seen:
         expected = smol.module.generate(**given, max_new_tokens=5, do_sample=False)
     assert torch.equal(tokens, expected)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nnsight_hpc import NNsight
+from tests.devices import DEVICE
 from tests.oracle.hooks import counting, same, seeing
 
 
@@ -69,7 +70,7 @@ class Recycling(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("room", torch.zeros(2, 4))
+        self.register_buffer("room", torch.zeros(2, 4, device=DEVICE))
 
     def forward(self, value):
         self.room.copy_(value * 2)
@@ -79,7 +80,7 @@ class Recycling(nn.Module):
 def test_saved_value_does_not_alias_a_buffer_of_the_model():
     """A value in memory that the model writes at its next forward stays what it was."""
     model = NNsight(nn.Sequential(nn.Identity(), Recycling(), nn.Identity()))
-    x = torch.randn(2, 4)
+    x = torch.randn(2, 4, device=DEVICE)
     with model.trace(x):
         first = model[1].output.save()
         behind = model[2].output.save()
@@ -94,7 +95,7 @@ def test_saved_value_does_not_alias_a_buffer_of_the_model():
 
 def test_saves_of_two_traces_of_a_session_do_not_alias():
     """The same for two forwards of one request."""
-    model, x = NNsight(nn.Sequential(Recycling())), torch.randn(2, 4)
+    model, x = NNsight(nn.Sequential(Recycling())), torch.randn(2, 4, device=DEVICE)
     with model.session():
         with model.trace(x):
             first = model[0].output.save()
@@ -107,7 +108,7 @@ def test_saves_of_two_traces_of_a_session_do_not_alias():
 def test_calls_of_a_recycling_module_do_not_alias():
     """A module that the researcher calls twice gives two values, though it has one buffer."""
     net = nn.Sequential(nn.Identity(), Recycling())
-    model, x = NNsight(net), torch.randn(2, 4)
+    model, x = NNsight(net), torch.randn(2, 4, device=DEVICE)
     with model.trace(x):
         hidden = model[0].output
         first = model[1](hidden)
@@ -132,7 +133,8 @@ def test_residual_stream_that_the_model_changes_in_place():
     """Of a stream that each block adds to in place, a save keeps what stood at its point."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), *(AddsInPlace(4) for _ in range(3))).requires_grad_(requires_grad=False)
-    model, x, states = NNsight(net), torch.randn(2, 4), []
+    net.to(DEVICE)
+    model, x, states = NNsight(net), torch.randn(2, 4, device=DEVICE), []
     with model.trace(x):
         for layer in model:
             states.append(layer.output.save())
@@ -147,7 +149,8 @@ def test_unsaved_reads_of_a_stream_that_the_model_changes_in_place():
     """Arithmetic on a value of such a stream is done when the model is there."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), *(AddsInPlace(4) for _ in range(3))).requires_grad_(requires_grad=False)
-    model, x = NNsight(net), torch.randn(2, 4)
+    net.to(DEVICE)
+    model, x = NNsight(net), torch.randn(2, 4, device=DEVICE)
     with model.trace(x):
         early = model[0].output * 1
         late = model[3].output * 1
@@ -179,11 +182,11 @@ def test_inputs_of_the_researcher_stay_as_they_were(any_model):
         any_model.at(0).input[:] = 0
         any_model.head_envoy.output.save()
     assert torch.equal(inputs, before)
-    net, x = NNsight(nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))), -torch.ones(2, 2)
+    net, x = NNsight(nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))), -torch.ones(2, 2, device=DEVICE)
     with net.trace(x):
         net[0].input.mul_(3)
         out = net.output.save()
-    assert torch.equal(x, -torch.ones(2, 2))
+    assert torch.equal(x, -torch.ones(2, 2, device=DEVICE))
     assert not out.any()
 
 

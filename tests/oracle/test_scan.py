@@ -88,7 +88,7 @@ def test_without_weights(any_model):
     """A model on the meta device is scanned as well."""
     inputs = any_model.inputs()
     expected = _seen(any_model, inputs).output(any_model.path(2)).shape
-    empty = any_model.architecture.make().to("meta")
+    empty = any_model.architecture.make().eval().to("meta")
     model = LanguageModel(empty) if any_model.language else NNsight(empty)
     with model.scan(inputs):
         shape = model.get(any_model.path(2)).output.shape

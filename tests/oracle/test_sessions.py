@@ -189,7 +189,7 @@ def test_apply_runs_a_python_function(any_model):
 
     def odd(value, scale):
         seen_shapes.append(tuple(value.shape))
-        return torch.from_numpy(value.numpy() * scale)
+        return torch.from_numpy(value.cpu().numpy() * scale).to(value.device)
 
     with any_model.model.trace(inputs) as tracer:
         any_model.at(1).output = tracer.apply(odd, any_model.at(1).output, scale=2)

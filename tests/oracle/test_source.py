@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nnsight_hpc import NNsight
+from tests.devices import DEVICE
 from tests.oracle.hooks import changed, copied, hooks_of, same, seeing
 
 
@@ -153,12 +154,12 @@ class Own(nn.Module):
 @pytest.fixture
 def own():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 4), Own(), nn.Identity()).requires_grad_(requires_grad=False)
+    return nn.Sequential(nn.Linear(4, 4), Own(), nn.Identity()).requires_grad_(requires_grad=False).to(DEVICE)
 
 
 def test_operations_of_an_own_forward(own):
     """Functions of torch in a forward are read and replaced."""
-    model, x = NNsight(own), torch.randn(3, 4)
+    model, x = NNsight(own), torch.randn(3, 4, device=DEVICE)
     with model.trace(x):
         source = model[1].source
         before = source.torch_relu_0.input.save()
@@ -172,7 +173,7 @@ def test_operations_of_an_own_forward(own):
 
 def test_input_of_an_operation_replaced(own):
     """The operation computes with what was set as its input."""
-    model, x = NNsight(own), torch.randn(3, 4)
+    model, x = NNsight(own), torch.randn(3, 4, device=DEVICE)
     with model.trace(x):
         model[1].source.torch_relu_0.input = -model[1].source.torch_relu_0.input
         out = model[2].output.save()
@@ -184,7 +185,7 @@ def test_operation_between_points_of_modules(own):
     """An operation lies after the modules that run before it: values go from a module to it, never back."""
     from nnsight_hpc.wire.errors import InvalidGraph
 
-    model, x = NNsight(own), torch.randn(3, 4)
+    model, x = NNsight(own), torch.randn(3, 4, device=DEVICE)
     with model.trace(x):
         model[1].source.torch_relu_0.output = model[1].inner.output
         out = model[2].output.save()

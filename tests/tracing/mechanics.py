@@ -54,7 +54,7 @@ class Recorder:
 
 class Value:
     def __init__(self, recorder, node):
-        self.recorder, self.node, self.saved = recorder, node, None
+        self.recorder, self.node, self.saved, self.fake = recorder, node, None, None
 
     def save(self):
         self.saved = self.recorder.save(self)
@@ -76,6 +76,13 @@ class Value:
         self.recorder.record("container.append", self, item)
 
 
+def _users_frame():
+    frame = sys._getframe(1)
+    while frame.f_globals["__name__"].startswith("nnsight_hpc"):
+        frame = frame.f_back
+    return frame
+
+
 def _load():
     ops = (ROOT / "nnsight_hpc/graph/build.py").read_text()
     constants = dict(re.findall(r'^([A-Z_]+) = "([a-z._]+)"$', ops, re.MULTILINE))
@@ -91,13 +98,15 @@ def _load():
         "nnsight_hpc.wire.errors", InvalidInput=type("InvalidInput", (Exception,), {"__init__": lambda *_, **__: None})
     )
     _module("nnsight_hpc.tracing.value", Value=Value)
-    _module("nnsight_hpc.tracing.lines", users_line=lambda: "a line")
+    _module("nnsight_hpc.tracing.lines", users_line=lambda: "a line", users_frame=_users_frame)
 
 
 _load()
 
 from nnsight_hpc.tracing import block_run
 from nnsight_hpc.tracing.frames import bind
+
+Recorder.__module__ = Value.__module__ = "nnsight_hpc.tracing"  # like the real ones no objects of the researcher's
 
 
 class Block:
@@ -122,6 +131,9 @@ class Block:
 
     def ops(self):
         return [node.op for node in self.recorder.nodes]
+
+
+Block.__module__ = "nnsight_hpc.tracing"
 
 
 BRANCHES = [

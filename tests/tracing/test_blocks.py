@@ -107,6 +107,18 @@ LOOPS = {
         "y",
     ),
     "dict": ("found = {'a': h[0]}\nfor row in h:\n    found['b'] = row\ny = found['a'] + found['b']", "y"),
+    "kept from before": ("y = torch.zeros(4)\nfor row in h:\n    if row[0] > 0:\n        y = row", "y"),
+    "list kept from before": ("y = [h[0]]\nfor row in h:\n    if row[0] > 0:\n        y = [row]", "y"),
+    "kept from an earlier pass": (
+        "y = 0\nfor row in h:\n    if row[0] > -5:\n        z = row\n    elif row[1] > 0:\n        z = row * 2\n    y = y + z",
+        "y, z",
+    ),
+    "kept from the first pass": (
+        "y = 0\nfirst = True\nfor row in h:\n    if first:\n        z = row.sum()\n        first = False\n    y = y + z",
+        "y, z",
+    ),
+    "another name of a variable": ("y = h[0] * 0\nfor row in h:\n    before = y\n    y = y + row", "before, y"),
+    "number of enumerate after": ("for i, row in enumerate(h):\n    y = row\nz = y * i", "z, i"),
     "empty": ("y = h[0]\nfor row in h[:0]:\n    y = y + row", "y"),
     "what was never made": (
         "z = 0\nif h[0, 0] > 0.5:\n    k = h[0]\nfor row in h:\n    if h[0, 0] > 0.5:\n        z = z + k\n    z = z + row",

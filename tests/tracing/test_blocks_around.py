@@ -21,13 +21,23 @@ from tests.tracing.programs import INPUTS, MODEL, recorded
 ROOT = Path(__file__).parents[2]
 
 REFUSED = {
-    "while": ("while h[0, 0] > 0:\n    y = 1", "while h[0, 0] > 0:", r"tracer\.cond"),
-    "break": ("for k in [1, 2].copy():\n    if h[0, k] > 0:\n        break", "if h[0, k] > 0:", r"tracer\.cond"),
-    "break of a loop over a value": ("for row in h:\n    break", "for row in h:", "break"),
-    "raise": ("if h[0, 0] > 0:\n    raise ValueError('no')", "if h[0, 0] > 0:", r"tracer\.cond"),
-    "assert": ("y = 1 if 1 else 2\nassert h[0, 0] > 0", "assert h[0, 0] > 0", r"tracer\.cond"),
-    "for else": ("for row in h:\n    y = 1\nelse:\n    y = 2", "for row in h:", "else"),
-    "dict": ("y = 1 if 1 else 2\nd = {row: 1 for row in h}", "d = {row: 1 for row in h}", r"session\.iter"),
+    "raise": ("if h[0, 0] > 0:\n    raise ValueError('no')", "if h[0, 0] > 0:", "write `assert condition, message`"),
+    "match": ("match h[0, 0]:\n    case 0:\n        y = 1", "match h[0, 0]:", "write `if` and `elif`"),
+    "dict": ("y = 1 if 1 else 2\nd = {row: 1 for row in h}", "d = {row: 1 for row in h}", "write a list comprehension"),
+    "dict of enumerate": ("d = {i: row for i, row in enumerate(h)}", "d = {i: row", "a dict comprehension"),
+    "dict with a filter": ("d = {k: 1 for k in [1, 2].copy() if h[0, k] > 0}", "d = {k: 1", "a dict comprehension"),
+    "set": ("d = {e for e in h[0]}", "d = {e for", "a set comprehension"),
+    "max with a key": ("y = max(h[0], key=abs)", "y = max(", "write a loop with an `if`"),
+    "in": ("y = h[0, 0] in [1, 2]", "y = h[0, 0] in", r"tracer\.cond"),
+    "sorted": ("y = sorted(h[0]) if 1 else 2", "y = sorted(", r"session\.iter"),
+    "helper": (
+        "def f(v):\n    return v if v.sum() > 0 else -v\ny = f(h)",
+        "return v if",
+        "'f', which it calls(.|\\n)*in the block itself",
+    ),
+    "return": ("def f():\n    return 1\nif h[0, 0] > 0:\n    return 1", "if h[0, 0] > 0:", "holds `return`"),
+    "delete": ("y = h\nif h[0, 0] > 0:\n    y = 1\ndel y", "if h[0, 0] > 0:", r"holds `del`(.|\n)*tracer\.cond"),
+    "locals": ("locals()\nif h[0, 0] > 0:\n    y = 1", "if h[0, 0] > 0:", "holds `locals`"),
     "objects": ("f = torch.relu if h[0, 0] > 0 else torch.tanh", "f = torch.relu if", "cannot be recorded"),
     "objects by name": (
         "f = torch.relu\nif h[0, 0] > 0:\n    f = torch.tanh\ny = f(h)",
@@ -39,7 +49,6 @@ REFUSED = {
         "z = f(h)",
         "depends on a value",
     ),
-    "delete": ("y = h\nif h[0, 0] > 0:\n    y = 1\ndel y", "if h[0, 0] > 0:", r"tracer\.cond"),
     "plain list of objects": ("fs = [torch.relu]\nfor row in h:\n    fs.append(row)", "for row in h:", "list"),
 }
 
@@ -52,6 +61,13 @@ def test_what_cannot_be_recorded(name):
         recorded(body, "1")
     assert line in str(caught.value)
     assert MODEL.module(INPUTS).shape == (2, 4)
+
+
+def test_no_source():
+    """Where the source cannot be read, as in a cell with %%time, the error says so."""
+    text = "with MODEL.trace(INPUTS):\n    if MODEL[1].output.sum() > 0:\n        y = 1\n"
+    with pytest.raises(HpcError, match=r"cannot be read(.|\n)*%%time(.|\n)*in a cell without(.|\n)*tracer\.cond"):
+        exec(compile(text, "<timed exec>", "exec"), {"MODEL": MODEL, "INPUTS": INPUTS})
 
 
 def _line_of(error):

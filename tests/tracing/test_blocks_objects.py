@@ -1,5 +1,7 @@
 """Python's own objects where a value decides: what cannot be recorded is refused, at the researcher's line."""
 
+import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,12 +32,46 @@ REFUSED = {
     "tensor added": "b = t\n" + BRANCH.format("b += 1", "pass"),
     "tensor in place": BRANCH.format("pass", "t.add_(2)"),
     "tensor in place in a loop": LOOP.format("t.add_(2)"),
+    "tensor added in a loop": "b = t\n" + LOOP.format("b += row.sum()"),
     "counter": LOOP.format("n = next(c)"),
     "deletion": BRANCH.format("del d['a']['b']", "pass"),
     "made in an outer branch": "for row in h:\n    q = S(n=0)\n    if row[1] > 0:\n        q.n = 1\n    else:\n        q.n = 2",
     "plain loop in a branch": BRANCH.format("for k in [1, 2].copy(): e.n = k", "pass"),
     "two names": "l2 = l\n" + BRANCH.format("l.append(1)", "l2.append(2)"),
     "two names, one read": "l2 = l\n" + BRANCH.format("l.append(1)", "pass") + "\ny = l2[0]",
+}
+SEEN_AFTERWARDS = {
+    "helper": BRANCH.format("put(d, 1)", "put(d, 2)"),
+    "helper in a loop": LOOP.format("put(e.d, row)"),
+    "helper of a global": BRANCH.format("count()", "pass"),
+    "helper of a helper": LOOP.format("twice(count)"),
+    "helper of a closure": "grow = keeper()\n" + BRANCH.format("grow(1)", "pass"),
+    "method": BRANCH.format("box.put(h)", "box.put(-h)"),
+    "method with slots": BRANCH.format("slotted.put(h)", "pass"),
+    "attribute of a class": LOOP.format("Box.made()"),
+    "partial": BRANCH.format("partial(put, d)(1)", "pass"),
+    "array by a helper": BRANCH.format("fill(a)", "pass"),
+    "tensor by a helper": BRANCH.format("fill(t)", "pass"),
+    "generator by a helper": "g = (k for k in [1, 2])\n" + LOOP.format("y = advance(g)"),
+    "lambda": "add = lambda k: l.append(k)\n" + BRANCH.format("add(1)", "pass"),
+    "function of the block": "def add(k):\n    l.append(k)\n" + LOOP.format("add(1)"),
+    "nonlocal of the block": "n = 0\ndef add():\n    nonlocal n\n    n += 1\n" + LOOP.format("add()"),
+    "comprehension": "y = [l.append(1) for row in h]",
+    "comprehension by a helper": "y = [put(d, row) for row in h]",
+    "comprehension's filter": "y = [row for row in h if l.append(1) or row[0] > 0]",
+    "generator expression": "y = sum(put(d, 1) or row for row in h)",
+    "short circuit": "y = h.any() and put(d, 1)",
+    "short circuit of a method": "y = h.any() and d['x'].append(1)",
+    "short circuit as a statement": "h.any() and d['x'].append(1)",
+    "ternary": "y = put(d, 1) if h[0, 0] > 0 else None",
+    "chained comparison": "y = 0 < h[0, 0] < put(d, 1)",
+    "while": "k = h.abs().sum()\nwhile k > 1:\n    k = k * 0.5\n    put(d, 1)",
+    "cond": "with context.cond(h.sum() > 0) as k:\n    put(d, 1)",
+    "cond's other side": "with context.cond(h.sum() > 0) as k:\n    pass\nwith k.else_():\n    e.n = 1",
+    "random numbers of torch": LOOP.format("y = row + torch.randn(4)"),
+    "random numbers of python": LOOP.format("y = row + random()"),
+    "list in a dict that is read": "m = d['x']\n" + LOOP.format("m.append(1)") + "\ny = d['x']",
+    "list that a helper reads": "del_ = sizes\n" + LOOP.format("seen.append(row)") + "\ny = sizes()",
 }
 ALLOWED = {
     "fresh list": ("if h[0, 0] > 0:\n    q = []\n    q.append(h)\n    y = q[0]\nelse:\n    y = -h", "y"),
@@ -49,12 +85,74 @@ ALLOWED = {
 }
 
 
+class Box:
+    number = 0
+
+    def __init__(self):
+        self.kept = []
+
+    def put(self, item):
+        self.kept.append(item)
+
+    @classmethod
+    def made(cls):
+        cls.number += 1
+
+
+class Slotted:
+    __slots__ = ("kept",)
+
+    def put(self, item):
+        self.kept = item
+
+
+_counted = 0
+
+
+def _count():
+    global _counted  # noqa: PLW0603 - what is tested
+    _counted += 1
+
+
+def _keeper():
+    total = 0
+
+    def grow(k):
+        nonlocal total
+        total += k
+
+    return grow
+
+
+def _put(d, k):
+    d["k"] = k
+
+
+def _fill(a):
+    a[0] = 1
+
+
+def _helpers(seen):
+    names = {
+        "Box": Box,
+        "box": Box(),
+        "slotted": Slotted(),
+        "put": _put,
+        "count": _count,
+        "keeper": _keeper,
+        "fill": _fill,
+    }
+    others = {"twice": lambda f: (f(), f()), "partial": partial, "random": random.random, "advance": next}
+    return {**names, **others, "seen": seen, "sizes": lambda: len(seen)}
+
+
 def _objects():
     from collections import defaultdict
     from itertools import count
 
     e = SimpleNamespace(n=0, items=[], d={})
     names = {"e": e, "many": (e,), "d": {"a": {"b": 0}, "x": []}, "dd": defaultdict(list), "l": [0], "c": count()}
+    names |= _helpers([])
     return {**names, "a": np.zeros(3), "t": torch.zeros(3), "S": SimpleNamespace}
 
 
@@ -69,6 +167,15 @@ def test_refused(name):
     assert (objects["e"].n, objects["e"].items, objects["d"]) == (0, [], {"a": {"b": 0}, "x": []})
     assert not objects["a"].any()
     assert not objects["t"].any()
+
+
+@pytest.mark.parametrize("name", SEEN_AFTERWARDS)
+def test_changed_by_what_is_called(name):
+    """What a function, a comprehension or an expression changes that a value decides about is refused, too."""
+    with pytest.raises(HpcError, match="where a value decides") as caught:
+        recorded(SEEN_AFTERWARDS[name], "1", 1.0, _objects())
+    assert "<program" in caught.value.where
+    assert caught.value.next
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0])

@@ -1,12 +1,13 @@
 """What control flow in a block leaves in the researcher's names: saved values, lists, steps of a generation, printed lines."""
 
-# ruff: noqa: PERF401, PERF402, B007 - how blocks are written
+# ruff: noqa: PERF401, B007 - how blocks are written
 
 import pytest
 import torch
 
 from nnsight_hpc import LanguageModel
 from nnsight_hpc.tracing.value import Value
+from nnsight_hpc.wire.errors import InvalidInput
 from tests.tracing.programs import INPUTS, MODEL
 
 HIDDEN = MODEL.module(INPUTS).detach()
@@ -147,14 +148,39 @@ def test_list_filled_in_a_loop():
 
 
 def test_entries_of_a_loop_that_are_not_saved():
-    """A list that is filled in a loop without a save is used in the block, and is not sent back."""
-    found = []
-    with MODEL.trace(INPUTS) as tracer:
+    """A list or dict of before that is filled without a save has as many entries, and each says that it was not saved."""
+    found, more, named = [], [torch.zeros(1)], {}
+    with MODEL.trace(INPUTS):
         for row in MODEL[1].output:
             found.append(row)
+            if row[0] > 5:
+                more.append(row)
+            named["b"] = row
         total = torch.stack(found).sum(0).save()
     assert torch.equal(total, HIDDEN.sum(0))
-    assert list(tracer.graph.saves) == ["total"]
+    assert (len(found), len(more), list(named)) == (2, 1, ["b"])
+    assert more == [torch.zeros(1)]
+    for entry in (*found, named["b"]):
+        with pytest.raises(InvalidInput, match=r"not saved(.|\n)*\.save\(\)"):
+            _ = entry + 1
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_plain_numbers(taken):
+    """Names of numbers and strings that a value chooses or counts need no save, as in Python."""
+    n, kind, last = 0, "none", None
+    with MODEL.trace(INPUTS):
+        h = MODEL[1].output
+        if h.sum() * 0 < (1 if taken else -1):
+            kind, n = "big", n + 1
+        for i, row in enumerate(h):
+            if row[0] > -5:
+                n += 1
+                last = i
+        size = len(h)
+        tensor = h.sum() if n > 0 else n
+    assert (n, kind, last, size) == ((3, "big", 1, 2) if taken else (2, "none", 1, 2))
+    assert type(tensor) is Value
 
 
 def test_comprehension_of_saves():
@@ -265,6 +291,21 @@ def test_print(capsys):
         for row in h:
             print(f"row {row[0] * 0} of {2:03d}!")
     assert capsys.readouterr().out.splitlines()[:2] == ["recording-3", "sum tensor(0.)"]
+
+
+def test_print_where_a_value_decides(capsys):
+    """What a branch or loop prints is printed when it is run, as often as that is, also where it is plain text."""
+    with MODEL.trace(INPUTS):
+        h = MODEL[1].output
+        if h.sum() < 1e9:
+            print("taken", 1, sep="-")
+        else:
+            print("not taken")
+        for row in h:
+            print("pass")
+        for k in [1].copy():
+            print("plain")
+    assert capsys.readouterr().out.splitlines() == ["plain", "taken-1", "pass", "pass"]
 
 
 def test_log_of_a_formatted_string(capsys):

@@ -93,6 +93,21 @@ def test_long_loops_stay_loops():
     assert _loops(tracer) == 3
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_lengths_of_lists(taken):
+    """Under validate a list that a branch may have filled has the length that the run gives; one that is known is Python's."""
+    with MODEL.trace(INPUTS, validate=True) as tracer:
+        h = MODEL[1].output
+        known, filled = tracer.list([1, 2]), tracer.list([1])
+        known.append(3)
+        if h.sum() * 0 < (1 if taken else -1):
+            filled.append(2)
+        here, there = len(known), len(filled)
+        rows = len(h)
+        kept = (h[0, 0] * 0 + there).save()
+    assert (here, rows, there, kept) == (3, 2, 2 if taken else 1, 2 if taken else 1)
+
+
 def test_what_is_not_known_stays_a_loop():
     """A list that a branch fills, and a variable that grows in a loop of the graph, have no known length."""
     with MODEL.trace(INPUTS, validate=True):

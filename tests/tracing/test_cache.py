@@ -60,6 +60,39 @@ def test_invokes_and_generations(lm):
     assert [len(logits) for logits in cache.lm_head.output] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("most", [1, 4])
+def test_generation_that_ends_early_has_a_list(lm, most):
+    """The steps that came are in a list, also where it is one: at the end of text, or as no more were asked for."""
+    with lm.generate(PROMPT, max_new_tokens=1) as tracer:
+        first = tracer.result[0, -1].save()
+    with lm.generate(PROMPT, max_new_tokens=most, eos_token_id=int(first)) as tracer:
+        cache = tracer.cache(["lm_head"], include_inputs=True)
+        logits = lm.lm_head.output.save()
+    assert len(cache.lm_head.output) == len(cache.lm_head.input) == 1
+    assert torch.equal(cache.lm_head.output[0], logits)
+
+
+def test_generation_of_unknown_length_is_refused(lm):
+    """Where it is not known how many steps there may be, a cache would hold the first only: refused, with what to write."""
+    with pytest.raises(InvalidInput, match="max_new_tokens"), lm.session():
+        with lm.generate(PROMPT, max_new_tokens=2) as tracer:
+            tokens = tracer.result
+        with lm.generate(tokens, max_length=12) as tracer:
+            tracer.cache(["lm_head"])
+
+
+def test_all_rows_of_unequal_prompts(lm):
+    """A cache outside of invokes has all rows, padded on the left as a list of prompts is."""
+    with lm.trace() as tracer:
+        cache = tracer.cache(["lm_head"])
+        for prompt in ("one two", PROMPT):
+            with tracer.invoke(prompt):
+                pass
+    with lm.trace(["one two", PROMPT]):
+        expected = lm.lm_head.output.save()
+    assert torch.equal(cache.lm_head.output, expected)
+
+
 def test_before_the_end_it_is_empty(model, x):
     """In the block there is nothing to read yet, and a path that is not there says what is."""
     with pytest.raises(InvalidInput, match="when the block is over"), model.trace(x) as tracer:

@@ -1,5 +1,7 @@
 """Conditionals, loops and containers that are written as such, log lines, and Python functions."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -25,6 +27,99 @@ def test_cond_takes_one_branch(model, net, x, threshold):
     with pytest.raises(InvalidInput, match="never made") as caught:
         _ = absent + 1
     assert "was not run" in str(caught.value)
+
+
+@pytest.mark.parametrize("threshold", [-1e9, 1e9])
+def test_names_and_lists_in_cond(model, net, x, threshold):
+    """What `cond` and `else_` bind, count and append is that of the one that was run, as with a plain `if`."""
+    found, kinds, n, kind, scale = [], [], 0, "none", 5
+    with model.trace(x) as tracer:
+        h = model[0].output
+        y = h
+        with tracer.cond(h.sum() > threshold) as c:
+            y, kind, n = h * 2, "high", n + 1
+            found.append(h.save())
+            kinds.append("high")
+            scale = 3
+        between = y + 1
+        with c.else_():
+            y = y * 3
+            kind, n = "low", n + 10
+            found.append((h + 1).save())
+            kinds.append("low")
+            found.append((h + 2).save())
+        with tracer.cond(h.sum() > threshold):
+            n += 100
+        y, between, scaled = y.save(), between.save(), (h * scale).save()
+    h = net[0](x)
+    high = threshold < 0
+    torch.testing.assert_close(y, h * 2 if high else h * 3)
+    torch.testing.assert_close(between, (h * 2 if high else h) + 1)
+    torch.testing.assert_close(scaled, h * (3 if high else 5))
+    assert (kind, n, kinds) == (("high", 101, ["high"]) if high else ("low", 10, ["low"]))
+    torch.testing.assert_close(found, [h] if high else [h + 1, h + 2])
+
+
+def test_names_in_session_iter(model, net, x):
+    """Names that a loop over a value binds go from pass to pass, those of a session, too; so do counters and lists."""
+    total, n, sums, unsaved = 0, 0, [], []
+    with model.session() as session:
+        with model.trace(x):
+            parts = model[1].output.split(1)
+        for part in session.iter(parts):
+            with model.trace(part):
+                here = model.output.sum()
+                total = total + here
+                sums.append(here.save())
+                unsaved.append(here)
+            n += 1
+        with session.iter(parts) as part:
+            n += 10
+        total = total.save()
+    expected = [net(part).sum() for part in net[:2](x).split(1)]
+    torch.testing.assert_close(total, sum(expected))
+    torch.testing.assert_close(sums, expected)
+    assert (n, len(unsaved)) == (33, 3)
+
+
+WITHOUT_SOURCE = {
+    "name": ("with tracer.cond(h.sum() > 0):\n        k = 2", "'k' is bound anew where a value decides(.|\n)*%%time"),
+    "name in a loop": ("for row in session.iter(h):\n        k += 1", "'k' is bound anew"),
+    "attribute": ("with tracer.cond(h.sum() > 0):\n        e.n = 1", "'e', a SimpleNamespace, is changed"),
+    "list": ("with tracer.cond(h.sum() > 0):\n        items.append(3)", "'items', a list, is changed"),
+    "unsaved": ("with tracer.cond(h.sum() > 0):\n        items.append(h)", "'items', a list, is changed"),
+    "other side": (
+        "with tracer.cond(h.sum() > 0) as c:\n        pass\n    with c.else_():\n        k = 3",
+        "'k' is bound anew",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_SOURCE)
+def test_without_a_source(model, x, name):
+    """Where the block cannot be rewritten, what would be wrong in silence is refused."""
+    body, message = WITHOUT_SOURCE[name]
+    names = {"model": model, "x": x, "e": SimpleNamespace(n=0)}
+    start = "k, items = 1, []\nsession, tracer = model.session(), model.trace(x)\n"
+    text = f"{start}with session, tracer:\n    h = model.output\n    {body}\n"
+    with pytest.raises(InvalidInput, match=message):
+        exec(compile(text, "<timed exec>", "exec"), names)
+
+
+def test_cond_without_a_source(model, net, x):
+    """There values can be bound and saved, and lists filled with saved values."""
+    names = {"model": model, "x": x, "items": []}
+    text = """
+with model.trace(x) as tracer:
+    h = model.output.sum()
+    with tracer.cond(h < 1e9) as c:
+        y = h.save()
+        items.append(h.save())
+    with c.else_():
+        items.append((h * 2).save())
+"""
+    exec(compile(text, "<timed exec>", "exec"), names)
+    assert (names["y"], names["items"]) == (net(x).sum(), [net(x).sum()])
 
 
 def test_read_in_a_branch_is_not_used_outside(model, net, x):
@@ -78,15 +173,22 @@ def test_session_iter_over_python_s_own_items_is_unrolled(model, net, x):
     assert list(found) == ["0", "1"]
 
 
-def test_break_out_of_a_recorded_loop_is_refused(model, x):
-    """A loop that the graph runs is left by nothing but its end."""
-    with pytest.raises(InvalidInput, match="break"), model.session() as session:
+def test_break_out_of_a_recorded_loop(model, net, x):
+    """A loop over a value is left where Python leaves it; in a block without a source the error says so."""
+    totals = []
+    with model.session() as session:
         with model.trace(x):
             parts = model[1].output.split(1)
         for part in session.iter(parts):
             with model.trace(part):
-                model.output.save()
-            break
+                totals.append(model.output.sum().save())
+            if totals[-1] == totals[0]:
+                break
+    torch.testing.assert_close(totals, [net(net[:2](x)[:1]).sum()])
+    text = "with model.session() as s:\n    with model.trace(x):\n        h = model.output\n"
+    text += "    for part in s.iter(h):\n        break\n"
+    with pytest.raises(InvalidInput, match="left by `break` where its source cannot be read"):
+        exec(compile(text, "<timed exec>", "exec"), {"model": model, "x": x})
 
 
 def test_model_is_not_set_in_a_loop(model, x):

@@ -7,6 +7,7 @@ import torch
 
 from nnsight_hpc import Graph
 from nnsight_hpc.execution import run_graph
+from nnsight_hpc.tracing import block_run
 from nnsight_hpc.tracing.context import Trace
 from nnsight_hpc.wire.errors import InvalidInput
 
@@ -106,6 +107,18 @@ def test_graph_with_other_inputs(lm):
     torch.testing.assert_close(again["logits"], expected)
 
 
+def test_graph_with_another_constant(model, net, x):
+    """One tensor constant is given anew, the others stay as recorded; a name that the graph does not have is refused."""
+    with model.trace(x) as tracer:
+        out = (model.output * torch.full((2,), 2.0) + torch.ones(2)).save()
+    names = [name for name, tensor in tracer.graph.tensors.items() if torch.equal(tensor, torch.ones(2))]
+    again = model.run(tracer.graph, tensors={names[0]: torch.full((2,), 5.0)})["out"]
+    torch.testing.assert_close(again, net(x) * 2 + 5)
+    torch.testing.assert_close(model.run(tracer.graph)["out"], out)
+    with pytest.raises(InvalidInput, match=f"(?s)no tensor 'steering'.*{names[0]}"):
+        model.run(tracer.graph, tensors={"steering": torch.ones(2)})
+
+
 def test_generation_with_other_inputs_keeps_its_options(lm):
     """What is no input stays as it was recorded."""
     with lm.generate(PROMPT, max_new_tokens=2) as tracer:
@@ -123,3 +136,20 @@ def test_graph_of_two_forwards_takes_no_inputs(lm):
     with pytest.raises(InvalidInput, match="2 forwards"):
         lm.run(tracer.graph, "one")
     assert torch.equal(lm.run(tracer.graph)["logits"], logits)
+
+
+@pytest.mark.parametrize("kind", ["trace", "session", "edit"])
+def test_a_block_that_cannot_begin_is_not_open(model, x, kind, monkeypatch):
+    """An error while the block's source is looked at (or Ctrl-C there) leaves nothing open that refuses the next trace."""
+    context = {"trace": lambda: model.trace(x), "session": model.session, "edit": model.edit}[kind]()
+    with monkeypatch.context() as patched:
+        patched.setattr(block_run, "enter", _interrupted)
+        with pytest.raises(KeyboardInterrupt), context:
+            pass
+    with model.trace(x):
+        output = model.output.save()
+    assert torch.equal(output, model.module(x))
+
+
+def _interrupted(_frame):
+    raise KeyboardInterrupt

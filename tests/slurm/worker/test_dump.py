@@ -6,12 +6,13 @@ import hashlib
 import random
 import signal
 import subprocess
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
 
-from nnsight_hpc.models import load
+from nnsight_hpc.models import Loaded, load
 from nnsight_hpc.slurm.worker import dump as dump_module
 from nnsight_hpc.slurm.worker.corpus import tokenizer_hash
 from nnsight_hpc.slurm.worker.dump import dump
@@ -19,6 +20,7 @@ from nnsight_hpc.storage import ActivationDataset, read_attributes, read_manifes
 from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput, NotFound, RequestCancelled
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import DumpSpec, encode
+from tests.devices import DEVICE
 from tests.models_for_tests import WORDS, save_tiny_llama
 from tests.slurm.worker.graphs import dump_frame
 from tests.slurm.worker.stand_in import wait_for
@@ -33,9 +35,16 @@ def texts(count: int, lengths: tuple[int, int], seed: int = 0) -> list[str]:
     return [" ".join(source.choices(WORDS, k=source.randint(*lengths))) for _ in range(count)]
 
 
+def on_device(folder) -> Loaded:
+    """The model in `folder`, where the tests run."""
+    loaded = load(str(folder))
+    loaded.module.to(DEVICE)
+    return loaded
+
+
 @pytest.fixture(scope="module")
 def loaded(tiny_llama):
-    return load(str(tiny_llama))
+    return on_device(tiny_llama)
 
 
 def run(frame, loaded, folder, *, cancelled=lambda: False, progress=lambda _: None):
@@ -46,11 +55,12 @@ def hooked(loaded, text: str, context: int = 1024) -> list[torch.Tensor]:
     """What plain hooks on the layers see of a document run alone: one ``[tokens, width]`` a layer."""
     seen: list[torch.Tensor] = []
     handles = [
-        layer.register_forward_hook(lambda _m, _a, output: seen.append(output[0]))
+        layer.register_forward_hook(lambda _m, _a, output: seen.append(output[0].cpu()))
         for layer in loaded.module.model.layers
     ]
     with torch.no_grad():
-        loaded.module(**loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=context))
+        given = loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=context)
+        loaded.module(**given.to(DEVICE))
     for handle in handles:
         handle.remove()
     return seen
@@ -89,7 +99,7 @@ def test_values_are_bit_equal_in_batches_of_the_same_shape(loaded, tmp_path):
 
 def test_bfloat16_is_stored_exactly(tmp_path):
     """The rows of a bfloat16 model are its bits, without a detour over another type."""
-    loaded = load(str(save_tiny_llama(tmp_path / "model", dtype="bfloat16")))
+    loaded = on_device(save_tiny_llama(tmp_path / "model", dtype="bfloat16"))
     documents = texts(10, (2, 30))
     run(dump_frame(documents, LAYERS, batch_tokens=1), loaded, tmp_path)
     dataset = ActivationDataset(tmp_path / "set.zarr")
@@ -124,9 +134,9 @@ def test_of_a_tuple_the_first_element_is_kept(loaded, tmp_path):
     attention = ActivationDataset(tmp_path / "set.zarr")["model.layers.1.self_attn.output"]
     seen = []
     handle = loaded.module.model.layers[1].self_attn.register_forward_hook(lambda _m, _a, output: seen.append(output))
-    loaded.module(**loaded.tokenizer("one two three", return_tensors="pt"))
+    loaded.module(**loaded.tokenizer("one two three", return_tensors="pt").to(DEVICE))
     handle.remove()
-    assert np.array_equal(seen[0][0][0].numpy(), attention[:])
+    assert np.array_equal(seen[0][0][0].cpu().numpy(), attention[:])
 
 
 def test_context_cuts_documents(loaded, tmp_path):
@@ -149,7 +159,7 @@ def test_the_dataset_says_where_it_comes_from(loaded, tmp_path):
     assert tokenizer_hash(loaded.tokenizer) == provenance.tokenizer_hash
     assert "model.layers.0" in provenance.graph
     assert provenance.corpus_fingerprint.startswith("sha256:")
-    assert torch.__version__ == provenance.software["torch"]
+    assert version("torch") == provenance.software["torch"]
     assert provenance.command == "nnsight-hpc dump …"
 
 

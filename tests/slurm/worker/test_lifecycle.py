@@ -60,8 +60,9 @@ def test_a_worker_without_job_json_asks_the_daemon_and_obeys_it(bench):
     worker = bench.worker("by-hand", job=False)
     bench.daemon.wait_state("READY")
     assert [hello.replica for hello in bench.daemon.hellos] == ["by-hand"]
+    request = bench.daemon.submit(capture_frame(forwards=300))
+    wait_for(lambda: request in bench.daemon.started, "the start")
     bench.daemon.orders = Orders(drain=True)
-    request = bench.daemon.submit(capture_frame())  # its start is reported, and answered
     assert worker.wait(30) == 0
     assert bench.daemon.outcome(request).error is None
     assert bench.end_record("by-hand").cause == "drained"

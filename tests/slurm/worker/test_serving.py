@@ -13,6 +13,7 @@ from nnsight_hpc.execution.values import unpack_values
 from nnsight_hpc.wire.errors import Conflict
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import Orders
+from tests.devices import DEVICE
 from tests.slurm.worker.graphs import IDS, capture_frame, dump_frame, operation_frame, talking_frame
 from tests.slurm.worker.stand_in import wait_for
 
@@ -20,12 +21,12 @@ from tests.slurm.worker.stand_in import wait_for
 @pytest.fixture(scope="module")
 def hidden(tiny_llama) -> torch.Tensor:
     """What a plain PyTorch hook sees at the point that `capture_frame` saves."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval().to(DEVICE)
     seen = []
     model.model.layers[1].register_forward_hook(lambda _m, _a, output: seen.append(output))
     with torch.no_grad():
-        model(input_ids=IDS)
-    return seen[0]
+        model(input_ids=IDS.to(DEVICE))
+    return seen[0].cpu()
 
 
 def test_a_worker_says_who_it_is_and_what_it_holds(resident, tiny_llama):
