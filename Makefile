@@ -7,7 +7,7 @@ TYPED := build/typed
 # Processes that run tests, each some files. To debug: `make test WORKERS=0`, which has one, or pytest itself.
 WORKERS ?= 2
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,HOME,PATH)
-STRICT := wire graph daemon storage client slurm.batch
+STRICT := wire graph daemon storage client slurm.batch parallel
 
 .PHONY: help demo test test-long test-gpu check format cluster cluster-down docs clean
 

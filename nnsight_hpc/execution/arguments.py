@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nnsight_hpc.execution.points import AT_A_MODULE
 from nnsight_hpc.execution.resolve import constant
 from nnsight_hpc.graph.build import COLLECT, FINAL, FORWARDS, INVOKE, PARAMETER, READ_GRAD, SET_GRAD
-from nnsight_hpc.graph.nodes import Device, DType, Ref, Seed, TensorRef
+from nnsight_hpc.graph.nodes import Device, DType, Held, Ref, Seed, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +37,9 @@ def maker(argument: Any, *, own: bool = False) -> Make:
     if isinstance(argument, TensorRef):
         name = argument.name
         return (lambda run: _copied(run.shared.tensors[name])) if own else lambda run: run.shared.tensors[name]
+    if isinstance(argument, Held):
+        place = argument.number
+        return lambda run: run.shared.objects[place]
     if is_plain(argument):
         return lambda _run: argument
     if isinstance(argument, dict):
@@ -78,7 +81,7 @@ def is_plain(value: Any) -> bool:
         return is_plain(value.start) and is_plain(value.stop) and is_plain(value.step)
     if type(value) is tuple:
         return all(map(is_plain, value))
-    return not isinstance(value, Ref | TensorRef | DType | Device | Seed | list | dict)
+    return not isinstance(value, Ref | TensorRef | Held | DType | Device | Seed | list | dict)
 
 
 def _copied(constant: Any) -> Any:

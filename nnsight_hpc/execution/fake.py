@@ -24,7 +24,7 @@ from nnsight_hpc.execution.fake_tensors import UNKNOWABLE, UNKNOWN, Unknown, ali
 from nnsight_hpc.execution.locate import find_module, find_parameter
 from nnsight_hpc.execution.resolve import constant
 from nnsight_hpc.graph import build
-from nnsight_hpc.graph.nodes import Ref, TensorRef, map_leaves
+from nnsight_hpc.graph.nodes import Held, Ref, TensorRef, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,7 +139,7 @@ class Shadow:
                 fake = self.twin.fake_known if self._known else self.twin.fake_like
                 self._constants[leaf.name] = fake(tensors[leaf.name], self.twin.device)
             return self._constants[leaf.name]
-        return constant(leaf, self.twin.device)
+        return UNKNOWN if isinstance(leaf, Held) else constant(leaf, self.twin.device)
 
     # What the protocol's own operations give
 

@@ -21,7 +21,7 @@ from nnsight_hpc.execution.plain import within
 from nnsight_hpc.execution.source import SLOTS, instrumented
 from nnsight_hpc.execution.stops import Stop, Visits
 from nnsight_hpc.graph.build import GENERATE
-from nnsight_hpc.graph.nodes import map_leaves
+from nnsight_hpc.graph.nodes import Held, leaves, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,18 +108,22 @@ class After:
 def passing(forward: Node) -> Go:
     """Runs the model once for a forward, and everything that hangs on its points."""
     given = arguments_of(forward)
+    whole = any(isinstance(leaf, Held) for leaf in leaves((forward.args, dict(forward.kwargs))))
 
     def go(run: Run, _values: list[Any]) -> None:
-        _Interleaver(run, forward.id, given).go()
+        _Interleaver(run, forward.id, given, whole=whole).go()
 
     return go
 
 
 class _Interleaver:
-    """The hooks of one forward, and what is outstanding in it."""
+    """The hooks of one forward, and what is outstanding in it.
 
-    def __init__(self, run: Run, forward: int, given: Callable[[Run], Given]) -> None:
-        self._run, self._forward, self._given = run, forward, given
+    A `whole` one is not left early: the model may do something to an object of the researcher's that it is given (a cache).
+    """
+
+    def __init__(self, run: Run, forward: int, given: Callable[[Run], Given], *, whole: bool) -> None:
+        self._run, self._forward, self._given, self._whole = run, forward, given, whole
         passage = run.schedule.stops.forwards[forward]
         self._visits, self._modules, self._stops = passage.visits, passage.modules, passage.stops
         self._outstanding = passage.observed
@@ -137,7 +141,7 @@ class _Interleaver:
             for path, operations in self._modules.items():
                 self._hook(path, operations, stack)
             try:
-                if self._left_to_see():
+                if self._whole or self._left_to_see():
                     output = self._call(step, args, kwargs)
                     if result := self._visits.get("", _NONE).result.get(0):
                         self._fire(After(output), result)
@@ -286,7 +290,7 @@ class _Interleaver:
         run = self._run
         run.fire(moment, stop)
         self._outstanding -= stop.observed
-        if not self._outstanding or (run.schedule.guarded and not self._left_to_see()):
+        if not self._whole and (not self._outstanding or (run.schedule.guarded and not self._left_to_see())):
             raise _Left
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnsight_hpc.execution.fake_model import STEPS, Call
-from nnsight_hpc.execution.fake_tensors import UNKNOWN
+from nnsight_hpc.execution.fake_tensors import UNKNOWN, objects_of
 from nnsight_hpc.execution.rows import Common, Mask, Mixed, Part, Rule
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Rules = tuple[Rule | None, ...]
 """What is known of each leaf of a nested value; None: nothing."""
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
+_PLAIN = (torch.Tensor, torch.dtype, torch.device)
 _SORTED = Mixed("inside of experts tokens are in the order of the experts")
 
 
@@ -127,7 +128,7 @@ _learnt: WeakKeyDictionary[nn.Module, _Learnt] = WeakKeyDictionary()
 def layouts_of(
     module: nn.Module, call: Call, operations: frozenset[str], twin: Callable[[], Twin]
 ) -> Layouts | RowByRow | None:
-    """The layouts of such a call of a model; None where the model does not run on fakes.
+    """The layouts of such a call of a model; None where the model does not run on fakes, or is given an object of a person's.
 
     Parameters
     ----------
@@ -136,6 +137,8 @@ def layouts_of(
     twin
         Gives the model without its weights, where something has to be learnt.
     """
+    if any(not isinstance(leaf, _PLAIN) for leaf in objects_of((call.args, call.kwargs))):
+        return None
     known = _learnt.get(module)
     if known is None or not known.holds():
         known = _learnt[module] = _Learnt(module)

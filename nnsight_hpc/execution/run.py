@@ -57,7 +57,7 @@ def run_graph(
     *,
     cancelled: Callable[[], bool] | None = None,
     log: Callable[[str, str], None] = lambda line, _source: print(line),
-    functions: Sequence[Callable[..., Any]] = (),
+    objects: Sequence[Any] = (),
     guard: Guard | None = None,
 ) -> dict[str, Any]:
     """Run `graph` on `module` and return what it saves, by name; `Absent` for what was never made.
@@ -73,8 +73,8 @@ def run_graph(
         Asked at each touched point of the model and between nodes; None where nobody cancels.
     log
         Called with each line that the graph logs, and the user's line that does so.
-    functions
-        Python functions of the caller that the graph calls by their number; without them such a call is refused.
+    objects
+        Python objects and functions of the caller that the graph has by their number; without them it is refused.
     guard
         Asked before operations whose results' sizes were not known when the memory of the graph was estimated.
 
@@ -87,7 +87,7 @@ def run_graph(
     RequestCancelled
         `cancelled` said so.
     """
-    schedule = scheduled(graph, local=bool(functions))
+    schedule = scheduled(graph, local=bool(objects))
     if not schedule.tensors <= tensors.keys():
         missing = min(schedule.tensors - tensors.keys())
         raise InvalidGraph(f"the tensor {missing!r} of the graph is missing", why="it is not among the tensors given")
@@ -95,7 +95,7 @@ def run_graph(
     changes, before = Changes(), torch.is_grad_enabled()
     try:
         with torch.set_grad_enabled(gradients):
-            shared = Shared(module, tensors, cancelled, log, functions, gradients, changes)
+            shared = Shared(module, tensors, cancelled, log, objects, gradients, changes)
             run = Run(schedule, shared, guard)
             check_order(schedule, shared.tensors, module)
             run.go()

@@ -27,11 +27,13 @@ class Shared:
         tensors: Mapping[str, torch.Tensor],
         cancelled: Callable[[], bool] | None,
         log: Callable[[str, str], None],
-        functions: Sequence[Callable[..., Any]],
+        objects: Sequence[Any],
         gradients: bool,
         changes: Changes,
     ) -> None:
-        self.module, self.log, self.functions, self.gradients = module, log, functions, gradients
+        self.module: torch.nn.Module = module
+        self.objects: Sequence[Any] = objects
+        self.log, self.gradients = log, gradients
         self.cancelled, self.changes = cancelled, changes
         self.device = device_of(module, tensors.values())
         self.tensors = {name: _sent(tensor, self.device) for name, tensor in tensors.items()}

@@ -160,5 +160,5 @@ SPECIAL: dict[str, Callable[[Run, Node, Arguments, Keywords], Any]] = {
     DICT: lambda _run, _node, _args, kwargs: dict(kwargs),
     APPEND: _append,
     LOG: _log,
-    APPLY: lambda run, _node, args, kwargs: run.shared.functions[args[0]](*args[1:], **kwargs),
+    APPLY: lambda _run, _node, args, kwargs: args[0](*args[1:], **kwargs),
 }

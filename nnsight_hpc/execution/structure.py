@@ -31,7 +31,7 @@ def scheduled(graph: Graph, *, local: bool) -> Schedule:
     Parameters
     ----------
     local
-        Whether the graph may call Python functions of this process.
+        Whether the graph may use Python objects and functions of this process.
 
     Raises
     ------

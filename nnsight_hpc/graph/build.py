@@ -50,6 +50,8 @@ APPEND = "container.append"
 LENGTH = "container.length"
 LOG = "log"
 APPLY = "local.apply"
+HOLDING = FORWARDS | {APPLY}
+"""Operations that take whatever Python object the researcher gives, in the process that recorded them."""
 
 
 class GraphBuilder:

@@ -29,7 +29,7 @@ from nnsight_hpc.graph.limits import (
     MAX_PATH,
     MAX_STRING,
 )
-from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Seed, Source, TensorRef
+from nnsight_hpc.graph.nodes import Device, DType, Graph, Held, Node, Ref, Seed, Source, TensorRef
 from nnsight_hpc.wire.errors import InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
 
@@ -76,6 +76,11 @@ def dump_value(value: Any) -> Any:
     for kind, tag, payload in _TAGGED:
         if isinstance(value, kind):
             return {tag: payload(value)}
+    if isinstance(value, Held):
+        raise InvalidGraph(
+            "a Python object or function of this process cannot be part of a document",
+            why="a graph that a forward or tracer.apply was given one for runs only here",
+        )
     raise InvalidGraph(
         f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be part of a graph",
         why="a graph holds numbers, strings, slices, tensors, dtypes, devices, and lists, tuples and dicts of them",

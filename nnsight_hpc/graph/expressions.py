@@ -39,7 +39,7 @@ from nnsight_hpc.graph.build import (
     SETS,
     SKIP,
 )
-from nnsight_hpc.graph.nodes import Device, DType, Graph, Node, Ref, Seed, TensorRef
+from nnsight_hpc.graph.nodes import Device, DType, Graph, Held, Node, Ref, Seed, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -111,6 +111,8 @@ class Expressions:
             return Code(self._tensor(value.name))
         if isinstance(value, DType | Device):
             return Code(f"torch.{value.name}" if isinstance(value, DType) else repr(value.name))
+        if isinstance(value, Held):
+            return Code(f"objects[{value.number}]")
         if isinstance(value, Seed):
             return Code(f"seed({value.number})")
         if isinstance(value, list):

@@ -48,6 +48,13 @@ class Seed:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A Python object or function of the process that recorded the graph, by its number there. No document has one."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The line of the user that made a node."""
 

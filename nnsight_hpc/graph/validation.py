@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.graph import operations
 from nnsight_hpc.graph.blocks import Blocks
-from nnsight_hpc.graph.build import APPLY, FORWARDS, INVOKE, LOOP, SAVE
+from nnsight_hpc.graph.build import FORWARDS, HOLDING, INVOKE, LOOP, SAVE
 from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.graph.limits import (
     MAX_FORWARDS,
@@ -24,7 +24,7 @@ from nnsight_hpc.graph.limits import (
     MAX_PROBLEMS,
     MAX_SAVES,
 )
-from nnsight_hpc.graph.nodes import Device, DType, Node, Ref, Seed, TensorRef, leaves
+from nnsight_hpc.graph.nodes import Device, DType, Held, Node, Ref, Seed, TensorRef, leaves
 from nnsight_hpc.graph.protocol import POINTS, WHERE, is_plain, protocol_problems
 from nnsight_hpc.wire.errors import InvalidGraph
 
@@ -42,7 +42,7 @@ KINDS = frozenset({"trace", "session", "capture"})
 def validate(graph: Graph, *, local: bool = False) -> None:
     """Raise `InvalidGraph` with all problems of `graph`, each with its node and the user's line; return when there are none.
 
-    `local` says that the graph runs in the process that recorded it, and may call its Python functions.
+    `local` says that the graph runs in the process that recorded it, and may use its Python objects and functions.
     """
     problems = list(_within_limits(graph)) or list(islice(_problems(graph, local=local), MAX_PROBLEMS + 1))
     if problems:
@@ -86,12 +86,13 @@ def _node_problems(node: Node, index: int, blocks: Blocks, *, local: bool) -> It
     if node.id != index:
         yield f"has the id {node.id} at position {index}; ids are positions"
         return
-    if not (local and node.op == APPLY) and (reason := operations.why_refused(node.op)):
+    if not (local and node.op in operations.LOCAL_ONLY) and (reason := operations.why_refused(node.op)):
         yield reason
         return
     for leaf in leaves((node.args, {key: value for key, value in node.kwargs.items() if key != "generator"})):
         spend(1)
-        yield from _leaf_problems(leaf, index)
+        if not (isinstance(leaf, Held) and local and node.op in HOLDING):
+            yield from _leaf_problems(leaf, index)
         if isinstance(leaf, Seed):
             yield "has a seed that is not its generator"
     if isinstance(generator := node.kwargs.get("generator"), Seed) and not 0 <= generator.number <= MAX_INTEGER:
@@ -135,5 +136,7 @@ def _leaf_problems(leaf: object, index: int) -> Iterator[str]:
         yield f"has the unknown dtype {leaf.name[:80]!r}"
     elif isinstance(leaf, Device) and not _DEVICE.match(leaf.name):
         yield f"has the unknown device {leaf.name[:80]!r}"
+    elif isinstance(leaf, Held):
+        yield "has a Python object as an argument; only forwards and tracer.apply take one, in the process that recorded them"
     elif not isinstance(leaf, _LEAVES):
         yield f"has an argument of type {type(leaf).__name__}, which a graph cannot hold"

@@ -100,6 +100,11 @@ def form_of(inputs: Any) -> tuple[Any, int | None]:
     return (form, rows.pop()) if len(rows) == 1 else (None, None)
 
 
+def holds_objects(value: Any) -> bool:
+    """Whether something in a nested value is neither a tensor nor plain: an object that may keep what is done to it."""
+    return any(type(leaf) not in _PLAIN and not isinstance(leaf, torch.Tensor) for leaf in leaves(value))
+
+
 def _form(value: Any, rows: set[int]) -> Any:
     """The form of a nested value; the first dimensions of its tensors are added to `rows`."""
     kind = type(value)

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph.build import FORWARD, GENERATE, INVOKE
-from nnsight_hpc.tracing.batches import Batch, form_of, merge, own
+from nnsight_hpc.tracing.batches import Batch, form_of, holds_objects, merge, own
 from nnsight_hpc.tracing.cache import Cache
 from nnsight_hpc.tracing.control import Loop
 from nnsight_hpc.tracing.current import current_trace, session_now, trace_now
@@ -159,6 +159,7 @@ class Trace(Points):
         form, rows = form_of((args, keywords))
         self._batch = next((b for b in self._batches if form is not None and b.form == form), None)
         if self._batch is None:
+            self._refuse_sharing()
             self._batch = self._begin(form, args, keywords)
         else:
             self._batch.parts.append((args, keywords))
@@ -171,6 +172,16 @@ class Trace(Points):
         self._batch.invokes.append(where)
         self.wheres.append(where.node)
         return where
+
+    def _refuse_sharing(self) -> None:
+        """Raise `InvalidInput` where another forward would get the objects that the trace was given for the one before."""
+        if self._batches and holds_objects(self._kwargs):
+            raise InvalidInput(
+                "the invokes of this trace cannot share the objects that it was given",
+                where=str(users_line()),
+                why="invokes with objects run in turn, and each would see what the one before did to them",
+                next="give each invoke its own: tracer.invoke(prompt, name=object)",
+            )
 
     def all_rows(self) -> Value:
         """Where the values of all rows are: in the first forward, which gets the inputs of all invokes."""

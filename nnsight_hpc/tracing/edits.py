@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nnsight_hpc.graph import Ref, TensorRef
-from nnsight_hpc.graph.build import APPLY, READS, SETS, SKIP
-from nnsight_hpc.graph.nodes import map_leaves
+from nnsight_hpc.graph.build import READS, SETS, SKIP
+from nnsight_hpc.graph.nodes import Held, map_leaves
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.recorder import Recorder
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
@@ -29,7 +29,7 @@ class Edit:
 
     nodes: Sequence[Node]
     tensors: Mapping[str, torch.Tensor]
-    functions: Sequence[Callable[..., Any]]
+    objects: Sequence[Any]
 
 
 class EditRecorder(Recorder):
@@ -44,15 +44,15 @@ class EditRecorder(Recorder):
         )
 
     def edit(self) -> Edit:
-        return Edit(tuple(self.builder.nodes), dict(self.tensors), tuple(self.functions))
+        return Edit(tuple(self.builder.nodes), dict(self.tensors), tuple(self.objects))
 
 
 def replay(edits: Iterable[Edit], recorder: Recorder, batch: Batch) -> None:
     """Record `edits` for a forward; in a generation they hold at every step that names no step of its own."""
     for edit in edits:
-        if edit.functions and recorder.remote:
+        if edit.objects and recorder.remote:
             raise InvalidInput(
-                "the edits of this model call Python functions, which cannot be sent to a cluster",
+                "the edits of this model use Python functions or objects, which cannot be sent to a cluster",
                 where=str(edit.nodes[0].source or ""),
                 next="write them with torch operations on values, or run the trace with remote=False",
             )
@@ -66,13 +66,13 @@ def _apply(edit: Edit, recorder: Recorder, forward: int, step: int | None) -> No
     def leaf(value: Any) -> Any:
         if isinstance(value, Ref):
             return Ref(numbers[value.id])
+        if isinstance(value, Held):
+            return recorder.hold(edit.objects[value.number])
         return recorder.adopt(edit.tensors[value.name]) if isinstance(value, TensorRef) else value
 
     for node in edit.nodes[1:]:
         args, kwargs = map_leaves((node.args, dict(node.kwargs)), leaf)
         if node.op in _POINTS:  # a trace that does not come there is not changed there
             kwargs = {**({"call": step} if step else {}), **kwargs, "optional": True}
-        if node.op == APPLY:
-            args = (recorder.number(edit.functions[args[0]]), *args[1:])
         block = recorder.block if node.block is None else numbers[node.block]
         numbers[node.id] = recorder.copy(replace(node, args=args, kwargs=kwargs, block=block))

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.graph import Ref, TensorRef
-from nnsight_hpc.graph.build import APPLY, FORWARDS, LOOP, GraphBuilder
-from nnsight_hpc.graph.nodes import Node
+from nnsight_hpc.graph.build import HOLDING, LOOP, GraphBuilder
+from nnsight_hpc.graph.nodes import Held, Node
 from nnsight_hpc.tracing.constants import Constants
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.pruning import Pruned
@@ -16,15 +16,12 @@ from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
     import torch
 
     from nnsight_hpc.graph.nodes import Source
-
-_ANY_ARGUMENTS = FORWARDS | {APPLY}
-"""What runs in this process with whatever Python object the researcher gives."""
 
 
 class Recording:
@@ -38,8 +35,8 @@ class Recording:
         The id of the innermost conditional or loop that is being recorded.
     points
         What stands at each point of the model at this line: ``(where, path, kind, call)``.
-    functions
-        The Python functions that `tracer.apply` was given, by their number in the graph.
+    objects
+        The Python objects that forwards and `tracer.apply` were given, by their number in the graph.
     shadow
         Under `scan` and `validate`: gives each node its fake value.
     """
@@ -47,7 +44,7 @@ class Recording:
     def __init__(self, *, remote: bool) -> None:
         self.builder = GraphBuilder()
         self.remote = remote
-        self.functions: list[Callable[..., Any]] = []
+        self.objects: list[Any] = []
         self.block: int | None = None
         self.points: dict[tuple[int, str, str, int], Value] = {}
         self.shadow: Any = None
@@ -125,11 +122,12 @@ class Recording:
         """A tensor of the researcher's as it is now."""
         return self._constants.kept(tensor)
 
-    def number(self, function: Callable[..., Any]) -> int:
-        """The number of a Python function in this recording."""
-        if function not in self.functions:
-            self.functions.append(function)
-        return self.functions.index(function)
+    def hold(self, thing: Any) -> Held:
+        """A Python object as a constant of this recording, itself and not a copy."""
+        numbers = [number for number, known in enumerate(self.objects) if known is thing]
+        if not numbers:
+            self.objects.append(thing)
+        return Held(numbers[0] if numbers else len(self.objects) - 1)
 
     def undo(self, start: int) -> None:
         """Forget what was recorded from node `start` on; no value of it may be in use."""
@@ -203,7 +201,7 @@ class Recording:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a node as the graph holds them."""
         encode = self._constants.encode
-        other = self._any_leaf if op in _ANY_ARGUMENTS and not self.remote else self._leaf
+        other = self._any_leaf if op in HOLDING and not self.remote else self._leaf
         return tuple([encode(a, other) for a in args]), {key: encode(value, other) for key, value in kwargs.items()}
 
     def _cast(self, value: Value, node: Node) -> None:
@@ -234,10 +232,7 @@ class Recording:
         )
 
     def _any_leaf(self, leaf: Any) -> Any:
-        if type(leaf) is Value:
-            return self._leaf(leaf)
-        self._recall = None  # the researcher's object is not kept alive for the next time
-        return leaf
+        return self._leaf(leaf) if type(leaf) is Value else self.hold(leaf)
 
     def _refused_after(self, args: tuple[Any, ...], source: str) -> InvalidInput:
         """The refusal of an operation when the block is over."""

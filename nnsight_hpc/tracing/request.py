@@ -87,6 +87,6 @@ class Request(Body, Tools):
             submitted = self._backend.submit(self._graph, recorder.tensors, self.model)
             self._pending = Pending(submitted, recorder, frame)
             return
-        local = {"functions": recorder.functions} if recorder.functions else {}
+        local = {"objects": recorder.objects} if recorder.objects else {}
         recorder.fill(self._backend.run(self._graph, recorder.tensors, self.model, **local))
         recorder.bind(frame)

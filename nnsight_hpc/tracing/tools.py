@@ -51,7 +51,7 @@ class Tools:
                 why="only listed operations leave this process, never Python code",
                 next="write it with torch operations on values, or run the trace with remote=False",
             )
-        return recorder.record(APPLY, recorder.number(function), *args, **kwargs)
+        return recorder.record(APPLY, function, *args, **kwargs)
 
     def barrier(self, _participants: int = 0) -> Callable[[], None]:
         """Accepted for scripts written for nnsight; it orders nothing that the graph does not order already."""

@@ -5,7 +5,6 @@ import torch
 
 from tests.parallel.ranks import answers, checks
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 NAMES = [*checks("collective_checks"), "the end"]
 
 
