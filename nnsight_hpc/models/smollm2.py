@@ -58,9 +58,11 @@ def prepare(folder: Path, report: Callable[[int, str], None] = lambda _step, _wh
         try:
             _convert(source, unfinished, report)
             unfinished.rename(folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+            made_by_another = isinstance(error, OSError) and (folder / "config.json").exists()
+            if not made_by_another:
+                raise
         sync_folder(folder.parent)
     report(len(STEPS), "ready")
     return folder

@@ -237,6 +237,8 @@ def _plan(frame: FrameType) -> _Plan | Literal["outer"] | AsWritten:
         return AsWritten("it stands in the body of a class", _IN_FUNCTION)
     if what := names.leaves(block.body) or next(iter(_UNMANAGED & names.read(block.body)), ""):
         return AsWritten(f"it holds `{what}`", f"take `{what}` out of the block")
+    if isinstance(block.body[0], ast.Try | ast.TryStar):  # no instruction before its own handlers is in the context's
+        return AsWritten("it begins with `try:`", "write a line of the block before that")
     local = {*code.co_varnames, *code.co_cellvars, *code.co_freevars} if in_function else set()
     bound = names.assigned(block.body)
     shared: set[str] = set()

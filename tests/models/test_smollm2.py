@@ -27,6 +27,20 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_conversions_at_once(tmp_path, monkeypatch):
+    """The second of two that were started at once leaves the first one's folder, and removes its own."""
+
+    def convert(_source, unfinished, _report):
+        (unfinished / "config.json").write_text("second")
+        (tmp_path / "smol").mkdir()
+        (tmp_path / "smol" / "config.json").write_text("first")
+
+    monkeypatch.setattr(module, "_convert", convert)
+    folder = module.prepare(tmp_path / "smol", lambda *_: None)
+    assert (folder / "config.json").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
     """Without the package the message has the command."""
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _name: None)

@@ -7,7 +7,9 @@ import linecache
 import os
 import subprocess
 import sys
+import textwrap
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 from nnsight_hpc.tracing import block_run
 from nnsight_hpc.wire.errors import HpcError
 from tests.test_packaging import _interpreters
-from tests.tracing.programs import INPUTS, MODEL, recorded
+from tests.tracing.programs import INPUTS, MODEL, compiled, recorded
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +62,50 @@ def test_what_cannot_be_recorded(name):
     with pytest.raises(HpcError, match=message) as caught:
         recorded(body, "1")
     assert line in str(caught.value)
+    assert MODEL.module(INPUTS).shape == (2, 4)
+
+
+FIRST = {
+    "if": "if keep:\n    x = 1",
+    "for": "for x in [1]:\n    pass",
+    "for else": "for x in []:\n    pass\nelse:\n    x = 1",
+    "while": "while keep:\n    x = 1\n    break",
+    "while true": "while True:\n    x = 1\n    break",
+    "pass": "pass\nx = 1",
+    "with": "with nullcontext(1) as x:\n    pass",
+    "with of try": "with nullcontext(1) as x:\n    try:\n        pass\n    finally:\n        x = 1",
+    "string": "'text'\nx = 1",
+    "function": "def f():\n    return 1\nx = f()",
+    "assert": "assert keep\nx = 1",
+    "assignment": "x = [1][0]",
+    "comprehension": "(x,) = [y for y in [1]]",
+    "global": "global z\nx = 1",
+    "import": "import math as x\nx = x.ceil(0.5)",
+    "match": "match 1:\n    case x:\n        pass",
+    "try": "try:\n    x = 1\n    raise KeyError\nexcept KeyError:\n    pass",
+    "bare except": "try:\n    x = 1\n    raise KeyError\nexcept:\n    pass",
+    "finally": "try:\n    pass\nfinally:\n    x = 1",
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_whatever_comes_first(name):
+    """A block may begin with any statement."""
+    rest = "h = MODEL[1].output\nif keep:\n    out = h.sum().save()\nassert traced is context"
+    block = textwrap.indent(f"{FIRST[name]}\n{rest}", " " * 8)
+    text = f"def run(context, keep):\n    with context as traced:\n{block}\n    return out, x"
+    trace = MODEL.trace(INPUTS)
+    out, x = compiled(text, {"MODEL": MODEL, "nullcontext": nullcontext})["run"](trace, True)
+    assert torch.equal(out, MODEL.module(INPUTS).sum())
+    assert x == 1
+
+
+def test_value_in_a_block_that_begins_with_try():
+    """Its own handlers would catch what skips the block, so it runs as it is written, and a value that decides is refused."""
+    block = "try:\n    if MODEL[1].output.sum() > 0:\n        y = 1\nexcept KeyError:\n    pass"
+    text = "def run():\n    with MODEL.trace(INPUTS):\n" + textwrap.indent(block, " " * 8)
+    with pytest.raises(HpcError, match=r"begins with `try:`(.|\n)*write a line of the block before that"):
+        compiled(text, {"MODEL": MODEL, "INPUTS": INPUTS})["run"]()
     assert MODEL.module(INPUTS).shape == (2, 4)
 
 
