@@ -19,6 +19,7 @@ from nnsight_hpc.execution.estimate_course import Course
 from nnsight_hpc.execution.estimate_guard import too_large
 from nnsight_hpc.execution.estimate_objects import PER_ITEM, bytes_as_result, objects_in
 from nnsight_hpc.execution.fake import UNKNOWN, Shadow
+from nnsight_hpc.execution.fake_memory import storage_of
 from nnsight_hpc.execution.fake_model import STEPS
 from nnsight_hpc.execution.fake_tensors import objects_of
 from nnsight_hpc.execution.points import AT_A_MODULE, places_of
@@ -275,5 +276,4 @@ def _size(tensor: torch.Tensor) -> int:
 
 def _pieces(value: Any) -> dict[Hashable, int]:
     """The memory that the tensors in a nested value lie in, with its bytes."""
-    storages = (tensor.untyped_storage() for tensor in _tensors(value))
-    return {storage._cdata: storage.nbytes() for storage in storages}  # noqa: SLF001 - which storage it is; it has no address
+    return {storage_of(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(value)}

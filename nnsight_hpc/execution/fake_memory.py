@@ -26,14 +26,14 @@ class Alive:
 
     def __init__(self, given: Iterable[torch.Tensor]) -> None:
         self.now = self.peak = 0
-        self._given = {_memory(tensor) for tensor in given}
+        self._given = {storage_of(tensor) for tensor in given}
         self._tensors: dict[int, ref[torch.Tensor]] = {}
         self._holders: Counter[int] = Counter()
 
     def follow(self, _given: Any, made: Iterable[torch.Tensor]) -> None:
         """Take in what an operation returns: new tensors, views, or what it was given."""
         for tensor in made:
-            memory = _memory(tensor)
+            memory = storage_of(tensor)
             if memory in self._given or id(tensor) in self._tensors:
                 continue
             size = tensor.untyped_storage().nbytes()
@@ -53,5 +53,6 @@ class Alive:
         self.now -= 0 if self._holders[memory] else size
 
 
-def _memory(tensor: torch.Tensor) -> int:
+def storage_of(tensor: torch.Tensor) -> int:
+    """Which memory a fake tensor lies in: equal for those that share it, as long as one of them lives."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - which storage it is; it has no address

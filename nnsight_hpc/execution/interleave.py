@@ -159,9 +159,7 @@ class _Interleaver:
         if operations or any(visits.instead for visits in self._visits.values()):
             _ = batch.layouts  # learnt on a copy of the model, whose forwards are about to be replaced
         if call.generate:
-            number, put = next(_NUMBERS), self._changes.put
-            put(module._forward_pre_hooks_with_kwargs, number, True)  # noqa: SLF001 - as in `_hook`
-            put(module._forward_pre_hooks, number, self._look(batch))  # noqa: SLF001
+            self._put_before(module, self._look(batch))
         return batch
 
     def _look(self, batch: Batch) -> Callable[..., None]:
@@ -219,11 +217,15 @@ class _Interleaver:
         if visits.instead:
             put(vars(module), "forward", _replaceable(module, skipped, self._elsewhere))
         if visits.before or visits.instead:
-            number = next(_NUMBERS)
-            put(module._forward_pre_hooks_with_kwargs, number, True)  # noqa: SLF001
-            put(module._forward_pre_hooks, number, self._before(visits, skipped, rows))  # noqa: SLF001
+            self._put_before(module, self._before(visits, skipped, rows))
         if visits.after or visits.instead:
             put(module._forward_hooks, next(_NUMBERS), self._after(visits, rows))  # noqa: SLF001
+
+    def _put_before(self, module: torch.nn.Module, hook: Callable[..., Any]) -> None:
+        """Put a hook on what comes into a module, as in `_hook`; it gets keywords, too."""
+        number, put = next(_NUMBERS), self._changes.put
+        put(module._forward_pre_hooks_with_kwargs, number, True)  # noqa: SLF001
+        put(module._forward_pre_hooks, number, hook)  # noqa: SLF001
 
     def _before(self, visits: Visits, skipped: list[Any], rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
         calls = count()

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from nnsight_hpc.execution.fake_memory import storage_of
 from nnsight_hpc.execution.fake_model import STEPS, Call
 from nnsight_hpc.execution.fake_tensors import UNKNOWN, objects_of
 from nnsight_hpc.execution.rows import Common, Mask, Mixed, Part, Rule
@@ -81,22 +82,18 @@ class _Followed:
     """The memory of what was computed from the inputs of a fake run."""
 
     def __init__(self, inputs: Any) -> None:
-        self._memory = set(map(_memory, _tensors(inputs)))
+        self._memory = set(map(storage_of, _tensors(inputs)))
 
     def __call__(self, used: Iterable[torch.Tensor], made: Iterable[torch.Tensor]) -> None:
         """Take note of an operation that made some tensors of others."""
-        read, written = set(map(_memory, used)), set(map(_memory, made))
+        read, written = set(map(storage_of, used)), set(map(storage_of, made))
         if read & self._memory:
             self._memory |= written
         else:
             self._memory -= written - read  # new memory at an address that was in use before
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
-        return _memory(tensor) in self._memory
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - fake memory has no address
+        return storage_of(tensor) in self._memory
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
