@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
-# Processes that run tests, each some files. To debug: `make test WORKERS=0`, which has one, or pytest itself.
-WORKERS ?= 2
+# Processes that run tests, each some files. Those on test clusters run after the others: jobs of two minutes do not go with a busy machine.
+WORKERS ?= 3
+CLUSTERS ?= 2
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,HOME,PATH)
 STRICT := wire graph daemon storage client slurm.batch parallel
 
-.PHONY: help demo test test-long test-gpu check format cluster cluster-down docs clean
+.PHONY: help demo test test-tp test-long test-gpu check format cluster cluster-down docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -19,7 +20,12 @@ demo: $(VENV)/demo ## the main job on this machine: no root, no Slurm, no SSH ne
 
 test: $(VENV)/dev ## the whole test suite, on a real Slurm cluster of network namespaces (root)
 	tools/debian-packages
-	$(AS_ROOT) $(BIN)/python -m pytest -m "not long" -n $(WORKERS)
+	$(AS_ROOT) $(BIN)/python -m pytest -m "not long and not cluster" -n $(WORKERS); first=$$?; \
+	$(AS_ROOT) $(BIN)/python -m pytest -m "not long and cluster" -n $(CLUSTERS) && exit $$first
+
+test-tp: $(VENV)/dev ## of these the tests of the API on 2, 3 and 4 MPI ranks; prints which run on how many
+	tools/debian-packages
+	$(BIN)/python -m pytest -m ranks -n $(WORKERS) tests/oracle
 
 test-long: $(VENV)/dev ## what takes longer, seeded
 	tools/debian-packages

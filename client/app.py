@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from nnsight_hpc.client.completion import cluster_names
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nnsight_hpc.wire.http import HttpClient
+    from nnsight_hpc.client.patience import PatientClient
 
 
 class App:
@@ -21,11 +23,18 @@ class App:
         self.cluster: str | None = None
         self.json = False
 
-    def client(self, *, start: bool = True) -> HttpClient:
-        """A client of the chosen cluster's daemon."""
-        from nnsight_hpc.client.session import connect  # noqa: PLC0415 - `--help` and `cluster` need no connection
+    def client(self, *, pool: str | None = None, start: bool = True, patience: float = 0.0) -> PatientClient:
+        """A client of the chosen cluster's daemon; where none was named, of the one that `pool`'s definition names."""
+        from nnsight_hpc.client import config  # noqa: PLC0415 - `--help` needs neither profiles nor a connection
+        from nnsight_hpc.client.session import connect  # noqa: PLC0415
 
-        return connect(self.cluster, start=start)
+        self.cluster = self.cluster or config.load().bound(pool)
+        return connect(self.cluster, start=start, patience=patience)
+
+    @property
+    def program(self) -> str:
+        """How the next command begins that is to talk to the same cluster."""
+        return f"nnsight-hpc -c {self.cluster}" if self.cluster else "nnsight-hpc"
 
     def answer(self, message: msgspec.Struct | Sequence[Any] | dict[str, Any], as_text: Callable[[], object]) -> None:
         """Print a command's result on stdout: JSON with ``--json``, else what `as_text` prints."""
@@ -58,7 +67,8 @@ def common_options() -> list[click.Parameter]:
             expose_value=False,
             callback=_set_cluster,
             metavar="NAME",
-            help="The cluster to talk to; else $NNSIGHT_HPC_CLUSTER, the default in the configuration, or local.",
+            shell_complete=cluster_names,
+            help="The cluster to talk to; else the pool's own, $NNSIGHT_HPC_CLUSTER, the configuration's default, or local.",
         ),
         click.Option(
             ["--json"],

@@ -1,7 +1,8 @@
 """The stdio bridge, ``nnsight-hpc bridge``: what ssh runs on the login node, and the one entry point there.
 
-It makes sure that the daemon runs, says hello in one line, and relays bytes between its stdin and stdout and the daemon's
-socket until either side closes. It has no state, opens no port, and uses no CPU while nobody talks.
+It makes sure that the daemon runs (where that is on another login node, by a bridge there), says hello in one line, and
+relays bytes between its stdin and stdout and the daemon's socket until either side closes. It has no state, opens no port,
+and uses no CPU while nobody talks.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.client.launch import ensure_daemon, open_socket
+from nnsight_hpc.client.launch import checked, ensure_daemon, other_host
+from nnsight_hpc.client.onward import bridge_on
 from nnsight_hpc.client.relay import BLOCK, copying
+from nnsight_hpc.client.shared import open_of, shared_socket, uid_of
 from nnsight_hpc.wire.errors import HpcError, Unreachable
 from nnsight_hpc.wire.http import HttpClient
 from nnsight_hpc.wire.messages import Hello, encode
@@ -24,12 +27,19 @@ if TYPE_CHECKING:
 STDIN, STDOUT = 0, 1
 
 
-def run(executor: str, *, start: bool = True) -> int:
-    """Relay until either side closes; the exit code. An error goes to the other side in place of the hello."""
+def run(executor: str, *, owner: str | None = None, start: bool = True, stay: bool = False) -> int:
+    """Relay until either side closes; the exit code. An error goes to the other side in place of the hello.
+
+    `owner`: whose daemon it is, where not this user's; then none is started. `stay`: go on to no other login node.
+    """
     try:
-        path = ensure_daemon(executor, start=start)
-        hello = HttpClient(partial(open_socket, path), peer="the daemon").get("/v1/hello", Hello)
-        daemon = _connect(path)
+        uid = os.getuid() if owner is None else uid_of(owner)
+        host = None if stay or uid != os.getuid() else other_host(executor)
+        if host is not None and (code := bridge_on(host, executor, start=start)) is not None:
+            return code
+        path = ensure_daemon(executor, start=start) if uid == os.getuid() else shared_socket(executor, uid)
+        hello = checked(HttpClient(partial(_connect, path, uid), peer="the daemon").get("/v1/hello", Hello))
+        daemon = _connect(path, uid)
     except HpcError as error:
         _write_all(encode(error.report()) + b"\n")
         return error.exit_code
@@ -39,9 +49,9 @@ def run(executor: str, *, start: bool = True) -> int:
     return 0
 
 
-def _connect(path: Path) -> socket.socket:
+def _connect(path: Path, uid: int) -> socket.socket:
     try:
-        daemon = open_socket(path)
+        daemon = open_of(path, uid)
     except OSError as error:
         raise Unreachable("the daemon does not answer", where=str(path), why=str(error)) from error
     daemon.settimeout(None)

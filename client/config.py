@@ -11,6 +11,11 @@
     identity_file = "~/.ssh/id_ed25519"
     known_hosts = "~/uni.known_hosts"     # read besides ~/.ssh/known_hosts
     command = "~/venv/bin/nnsight-hpc"    # how a shell on the cluster starts the program
+    owner = "ada"                         # whose daemon to use there, when it is shared; else one's own
+
+    [pool.llama]                          # see `definitions`
+    cluster = "uni"
+    model = "/scratch/models/Llama-3.1-8B"
 
 The profile ``local`` is always there: this machine, without SSH and without Slurm.
 """
@@ -26,6 +31,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from nnsight_hpc.client.definitions import CLUSTER, definition
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
 from nnsight_hpc.wire.files import read_if_there, write_atomically
 from nnsight_hpc.wire.names import check_name
@@ -44,15 +50,21 @@ class Cluster(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     identity_file: str | None = None
     known_hosts: str | None = None
     command: str = "nnsight-hpc"
+    owner: str | None = None
 
 
 class Config(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     default: str | None = None
     cluster: dict[str, Cluster] = {}
+    pool: dict[str, dict[str, Any]] = {}
 
     def chosen(self, name: str | None = None) -> str:
         """The profile to use: `name`, else ``$NNSIGHT_HPC_CLUSTER``, else the file's default, else ``local``."""
         return name or os.environ.get(CLUSTER_VARIABLE) or self.default or LOCAL
+
+    def bound(self, pool: str | None) -> str | None:
+        """The cluster that the definition of a pool names, if there is one and it does."""
+        return self.pool.get(pool or "", {}).get(CLUSTER)
 
     def find(self, name: str) -> Cluster | None:
         """The profile of that name, None for ``local``; raises `NotFound` with the names that there are."""
@@ -96,7 +108,8 @@ def add(name: str, cluster: Cluster, *, default: bool = False) -> Path:
             next="choose another name" if name == LOCAL else f"nnsight-hpc cluster remove {name}",
         )
     text = f"{text.rstrip()}\n\n{_section(check_name(name, of='cluster'), cluster)}".lstrip()
-    wanted = Config(name if default else config.default, {**config.cluster, name: cluster})
+    chosen, profiles = name if default else config.default, {**config.cluster, name: cluster}
+    wanted = msgspec.structs.replace(config, default=chosen, cluster=profiles)
     return _write(path, _with_default(text, wanted.default), wanted)
 
 
@@ -107,7 +120,8 @@ def remove(name: str) -> Path:
     if config.find(name) is None:
         raise InvalidInput("the profile 'local' cannot be removed", why="it is this machine")
     default = None if config.default == name else config.default
-    wanted = Config(default, {key: value for key, value in config.cluster.items() if key != name})
+    profiles = {key: value for key, value in config.cluster.items() if key != name}
+    wanted = msgspec.structs.replace(config, default=default, cluster=profiles)
     return _write(path, _with_default(_without_section(text, name), default), wanted)
 
 
@@ -117,16 +131,23 @@ def _parse(data: bytes, path: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput("the configuration is not valid TOML", where=str(path), why=str(error)) from None
     _check_keys(raw, Config, path, "")
-    tables = raw.get("cluster", {})
-    for name, table in tables.items() if isinstance(tables, dict) else ():
+    for name, table in _tables(raw, "cluster").items():
         if isinstance(table, dict):
             _check_keys(table, Cluster, path, f"cluster.{name}.")
+    for name, table in _tables(raw, "pool").items():
+        raw["pool"][name] = definition(name, table, where=f"{path}, [pool.{name}]")
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         raise InvalidInput("the configuration has a wrong value", where=str(path), why=str(error)) from None
     _check_names(config, path)
     return config
+
+
+def _tables(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """The tables ``[KEY.…]``; none where it is no table itself, which is told when all of it is converted."""
+    found = raw.get(key, {})
+    return found if isinstance(found, dict) else {}
 
 
 def _check_keys(table: dict[str, Any], struct: type[msgspec.Struct], path: Path, prefix: str) -> None:

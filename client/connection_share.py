@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.client.launch import open_socket, wait_until_gone
+from nnsight_hpc.client.launch import wait_until_gone
 from nnsight_hpc.client.session import bridge_command, open_stream
-from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket
+from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket, sharing_process
 from nnsight_hpc.client.transport import transport_for
 from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound, Unreachable
 from nnsight_hpc.wire.messages import encode
@@ -61,17 +60,6 @@ def disconnect(name: str, cluster: Cluster) -> int:
     if not wait_until_gone(process, 20):
         raise Unreachable(f"the process {process} that holds the connection to {name} does not end")
     return process
-
-
-def sharing_process(path: Path) -> int | None:
-    """The process that listens at `path`, as the kernel tells it, or None."""
-    try:
-        stream = open_socket(path)
-    except OSError:
-        return None
-    with stream:
-        credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[0])
 
 
 def detach() -> None:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import platformdirs
 
+from nnsight_hpc.client.config import CLUSTER_VARIABLE, CONFIG_VARIABLE, LOCAL
 from nnsight_hpc.wire.errors import Conflict, HpcError
 from nnsight_hpc.wire.files import write_atomically
-from nnsight_hpc.wire.places import HOME_VARIABLE, SCRATCH_VARIABLE
+from nnsight_hpc.wire.places import HOME_VARIABLE, SCRATCH_VARIABLE, SITE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,8 @@ class _Demo:
         self._folder, self._narration, self._keep, self._documents = folder, narration, keep, documents
         self._model = f"{platformdirs.user_cache_dir('nnsight-hpc', appauthor=False)}/models/SmolLM2-135M-Instruct"
         state = {HOME_VARIABLE: str(folder / "state"), SCRATCH_VARIABLE: str(folder / "scratch")}
-        self._environment = {**os.environ, **state, "NNSIGHT_HPC_CLUSTER": "local"}
+        nothing = dict.fromkeys((CONFIG_VARIABLE, SITE_VARIABLE), os.devnull)  # no [pool.smol] but ours
+        self._environment = {**os.environ, **state, **nothing, CLUSTER_VARIABLE: LOCAL}
         self.seconds: dict[str, float] = {}
 
     def run(self) -> None:

@@ -1,8 +1,8 @@
 """Copying a dataset from the cluster: every byte is checked, a broken transfer goes on where it stopped.
 
-The copy grows in ``NAME.zarr.partial`` and each file in ``*.partial``; a file gets its name when its checksum is right,
-the root ``zarr.json`` comes last, and the folder gets its name when the whole has been verified. So nothing unfinished
-looks whole.
+The copy grows in ``NAME.zarr.partial`` (or ``.hdf5``) and each file in ``*.partial``; a file gets its name when its checksum
+is right, the dataset's own attributes come last, and the folder gets its name when the whole has been verified. So nothing
+unfinished looks whole.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ import google_crc32c
 
 from nnsight_hpc.client.progress import Progress
 from nnsight_hpc.client.tables import size
-from nnsight_hpc.storage import ActivationDataset
-from nnsight_hpc.wire.errors import Conflict, CorruptData, InvalidInput, Unreachable
+from nnsight_hpc.storage import ActivationDataset, dataset_folder
+from nnsight_hpc.storage.schema import METADATA
+from nnsight_hpc.wire.errors import Conflict, CorruptData, Incompatible, InvalidInput, Unreachable
 from nnsight_hpc.wire.files import sync_folder
 from nnsight_hpc.wire.messages import DatasetFile, DatasetStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nnsight_hpc.storage.schema import Store
     from nnsight_hpc.wire.http import HttpClient
 
-ROOT = "zarr.json"
 _BLOCK = 4 << 20
 _TRIES = 3
 
 
 def fetch(client: HttpClient, name: str, folder: Path) -> Path:
-    """Copy the dataset `name` to ``folder/NAME.zarr``; the path of the copy.
+    """Copy the dataset `name` to ``folder/NAME.zarr`` or ``folder/NAME.hdf5``; the path of the copy.
 
     Raises `Conflict` when that exists or the dataset is still being written, `CorruptData` when bytes arrive damaged
     again and again, `Unreachable` when the connection does not last (call again to go on).
     """
     status = client.get(f"/v1/datasets/{name}", DatasetStatus)
     if not status.complete:
-        raise Conflict(f"the dataset {name} is not complete yet", where=status.path, next="nnsight-hpc requests")
-    goal = folder / f"{name}.zarr"
+        raise Conflict(f"the dataset {name} is not complete yet", where=status.path, next="nnsight-hpc queue")
+    goal = dataset_folder(folder, name, _store(status))
     if goal.exists():
         raise Conflict(f"{goal} exists", next="remove it, or give another folder with --to")
     files = client.get(f"/v1/datasets/{name}/files", list[DatasetFile], timeout=600)
@@ -56,8 +57,20 @@ def fetch(client: HttpClient, name: str, folder: Path) -> Path:
     return goal
 
 
+def _store(dataset: DatasetStatus) -> Store:
+    """The format of a dataset."""
+    ending = PurePosixPath(dataset.path).suffix.removeprefix(".")
+    for store in METADATA:
+        if store == ending:
+            return store
+    raise Incompatible(
+        "the dataset has a format that this version does not know", where=dataset.path, next="update nnsight-hpc"
+    )
+
+
 def _root_last(files: list[DatasetFile]) -> list[DatasetFile]:
-    return sorted(files, key=lambda file: (file.path == ROOT, file.path))
+    roots = set(METADATA.values())
+    return sorted(files, key=lambda file: (file.path in roots, file.path))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.wire.errors import Conflict, Denied, HpcError, Incompatible, NotFound, Unreachable
 from nnsight_hpc.wire.files import read_if_there
 from nnsight_hpc.wire.http import HttpClient
+from nnsight_hpc.wire.logs import readable
 from nnsight_hpc.wire.messages import PROTOCOL, Hello, LeaseRecord, decode
 from nnsight_hpc.wire.places import places, runtime_folder
 from nnsight_hpc.wire.processes import is_alive
@@ -43,17 +44,37 @@ def ensure_daemon(executor: str, *, start: bool = True) -> Path:
     start
         False: raise `NotFound` instead of starting one.
 
-    Raises `Unreachable` with the log's last lines when it does not come up, `Denied` where somebody else owns its home.
+    Raises `Unreachable` when it does not come up, with the log's last lines where there are any; `Denied` where somebody
+    else owns its home.
     """
     where = places(executor)
     if found := running(where):
         return found[0]
     if not start:
-        raise NotFound(f"no daemon runs here for {executor}", where=str(where.home), next="nnsight-hpc daemon start")
+        raise NotFound(
+            f"no daemon runs here for {executor}",
+            where=str(where.home),
+            why=f"the last one ran on {host}" if (host := other_host(executor)) else "",
+            next="nnsight-hpc daemon start",
+        )
     _check_owner(where.home)
-    with _alone(where.home):
-        found = running(where) or _start(executor, where)
-        return found[0]
+    try:
+        with _alone(where.home):
+            found = running(where) or _start(executor, where)
+            return found[0]
+    except OSError as error:
+        raise Unreachable(
+            "the daemon cannot be started",
+            where=str(error.filename or where.home),
+            why=error.strerror or str(error),
+            next="look whether that file system is full, over your quota or read-only",
+        ) from None
+
+
+def other_host(executor: str) -> str | None:
+    """The host of this user's daemon, where the lease says that it is not this one."""
+    lease = _lease(places(executor))
+    return None if lease is None or lease.host == socket.gethostname() else lease.host
 
 
 def open_socket(path: Path, timeout: float = 10.0) -> socket.socket:
@@ -82,7 +103,7 @@ def running(where: Places) -> tuple[Path, Hello] | None:
         return None
     client = HttpClient(lambda: stream, peer=f"the daemon (process {lease.pid})")
     try:
-        return Path(lease.socket), _checked(client.get("/v1/hello", Hello, timeout=ANSWER_TIMEOUT))
+        return Path(lease.socket), checked(client.get("/v1/hello", Hello, timeout=ANSWER_TIMEOUT))
     except Unreachable as error:
         if isinstance(error.__cause__, TimeoutError):
             raise
@@ -93,8 +114,9 @@ def running(where: Places) -> tuple[Path, Hello] | None:
 
 def log_tail(where: Places, *, lines: int = _TAIL, start: int = 0) -> str:
     """The last lines of the daemon's log, from byte `start` on."""
-    text = (read_if_there(where.log) or b"")[start:].decode("utf-8", "replace")
-    return "\n".join(text.splitlines()[-lines:])
+    data = read_if_there(where.log) or b""
+    text = data[start if start <= len(data) else 0 :].decode("utf-8", "replace")  # a new file may have taken its place
+    return readable("\n".join(text.splitlines()[-lines:]))
 
 
 def wait_until_gone(pid: int, timeout: float) -> bool:
@@ -112,7 +134,8 @@ def _lease(where: Places) -> LeaseRecord | None:
     return None if record is None else decode(record, LeaseRecord, what="lease")
 
 
-def _checked(hello: Hello) -> Hello:
+def checked(hello: Hello) -> Hello:
+    """The hello of a daemon on this host; raises `Incompatible` where it speaks another protocol."""
     if hello.protocol != PROTOCOL:
         raise Incompatible(
             f"the daemon here is version {hello.version} and speaks protocol {hello.protocol}, not {PROTOCOL}",
@@ -176,7 +199,8 @@ def _not_started(what: str, executor: str, where: Places, before: int) -> HpcErr
             f"the daemon runs on another login node, {lease.host}",
             where=str(where.lease),
             why=log_tail(where, start=before),
-            next=f"log in to {lease.host}: set host = user@{lease.host} for this cluster",
+            next=f"let `ssh {lease.host}` work from {socket.gethostname()} without a question, or log in to {lease.host}: set "
+            f"host = user@{lease.host} for this cluster",
         )
     said = log_tail(where, start=before)
     by_hand = f"look for a full disk, or run it by hand: {sys.executable} -m nnsight_hpc.daemon --executor {executor}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.client.session import connect
+from nnsight_hpc.client.kept import kept_connection
+from nnsight_hpc.client.patience import WHILE_WAITING
+from nnsight_hpc.client.results import fetch_result
 from nnsight_hpc.client.waiting import check_completed, messages, until_ended
 from nnsight_hpc.execution.values import unpack_values
 from nnsight_hpc.wire.messages import RequestStatus, decode
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class RemoteRequest:
-    """A request on a cluster. It holds no connection: each call makes its own, so it may be kept for days.
+    """A request on a cluster. It holds no connection, so it may be kept for days.
 
     All of them raise the `HpcError` that stands in the way of reaching the daemon.
 
     Parameters
     ----------
     id
-        The request's, as ``nnsight-hpc requests`` lists it.
+        The request's, as ``nnsight-hpc queue`` lists it.
     cluster
         The profile to use; by default the configured one.
     """
@@ -38,12 +39,12 @@ class RemoteRequest:
 
     def status(self) -> RequestStatus:
         """Where it is: its state, its place in the queue, its times."""
-        with closing(connect(self.cluster)) as daemon:
+        with kept_connection(self.cluster) as daemon:
             return daemon.get(f"/v1/requests/{self.id}", RequestStatus)
 
     def wait(self, timeout: float | None = None) -> RequestStatus:
         """The status once the request has ended, however it ended, or as it is after `timeout` seconds."""
-        with closing(connect(self.cluster)) as daemon:
+        with kept_connection(self.cluster, patience=WHILE_WAITING) as daemon:
             return until_ended(daemon, self.id, timeout)
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:
@@ -60,18 +61,18 @@ class RemoteRequest:
         Conflict
             It has not ended within `timeout` seconds.
         """
-        check_completed(self.wait(timeout))
-        with closing(connect(self.cluster)) as daemon:
-            return unpack_values(daemon.call("GET", f"/v1/requests/{self.id}/result", timeout=300))
+        with kept_connection(self.cluster, patience=WHILE_WAITING) as daemon:
+            check_completed(until_ended(daemon, self.id, timeout))
+            return unpack_values(fetch_result(daemon, self.id))
 
     def cancel(self) -> RequestStatus:
         """Cancel it: at once while it is queued, at its next module while it runs; one that has ended stays as it is."""
-        with closing(connect(self.cluster)) as daemon:
+        with kept_connection(self.cluster) as daemon:
             return decode(daemon.call("DELETE", f"/v1/requests/{self.id}"), RequestStatus)
 
     def logs(self, *, follow: bool = False) -> Iterator[LogLine]:
         """What it has said so far (`tracer.log`, `print`); with `follow` also what comes, as it comes, until it ends."""
-        with closing(connect(self.cluster)) as daemon:
+        with kept_connection(self.cluster, patience=WHILE_WAITING if follow else 0.0) as daemon:
             for log in messages(daemon, self.id, wait=follow):
                 yield from log.lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,21 +10,24 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.client import config
 from nnsight_hpc.client.hello import EndedBeforeHello, read_hello
 from nnsight_hpc.client.launch import ensure_daemon, open_socket
+from nnsight_hpc.client.patience import PatientClient
 from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket
 from nnsight_hpc.wire.errors import HpcError, Unreachable
-from nnsight_hpc.wire.http import HttpClient
 
 if TYPE_CHECKING:
     from nnsight_hpc.client.config import Cluster
     from nnsight_hpc.client.transport import Transport
 
 
-def connect(cluster: str | None = None, *, start: bool = True) -> HttpClient:
+def connect(
+    cluster: str | None = None, *, start: bool = True, login: bool = True, patience: float = 0.0
+) -> PatientClient:
     """A client of the daemon of `cluster` (argument, else ``$NNSIGHT_HPC_CLUSTER``, else the default, else ``local``).
 
     The connection is made at the first call, and anew when it was lost: to ``local`` through a Unix socket, else by SSH
     through the bridge on the login node, over a running ``nnsight-hpc connect`` where there is one. `start`: start a
-    daemon where none runs.
+    daemon where none runs. `login`: log in by SSH where no connection is open. `patience`: for how many seconds a daemon
+    that was reached once is tried again when it is lost (`client.patience`).
 
     Raises `NotFound` for an unknown cluster; the calls raise what stands in the way (see `wire.errors`).
     """
@@ -31,8 +35,12 @@ def connect(cluster: str | None = None, *, start: bool = True) -> HttpClient:
     name = profiles.chosen(cluster)
     profile = profiles.find(name)
     if profile is None:
-        return HttpClient(partial(_open_local, start=start), peer="the daemon on this machine")
-    return HttpClient(Remote(name, profile, start=start).open, peer=f"the daemon on {name} ({profile.host})")
+        return PatientClient(partial(_open_local, start=start), peer="the daemon on this machine", patience=patience)
+    return PatientClient(
+        Remote(name, profile, start=start, login=login).open,
+        peer=f"the daemon on {name} ({profile.host})",
+        patience=patience,
+    )
 
 
 def _open_local(*, start: bool) -> socket.socket:
@@ -42,8 +50,8 @@ def _open_local(*, start: bool) -> socket.socket:
 class Remote:
     """Streams to the daemon of one cluster; the SSH connection is kept between them while it lives."""
 
-    def __init__(self, name: str, cluster: Cluster, *, start: bool = True) -> None:
-        self._name, self._cluster, self._start = name, cluster, start
+    def __init__(self, name: str, cluster: Cluster, *, start: bool = True, login: bool = True) -> None:
+        self._name, self._cluster, self._start, self._login = name, cluster, start, login
         self._command = bridge_command(cluster, start=start)
         self._peer = f"{name} ({cluster.host})"
         self._transport: Transport | None = None
@@ -70,6 +78,8 @@ class Remote:
         return stream
 
     def _open_direct(self) -> socket.socket:
+        if not self._login:
+            raise Unreachable(f"no connection to {self._peer} is open", next=f"nnsight-hpc -c {self._name} connect")
         from nnsight_hpc.client.transport import transport_for  # noqa: PLC0415 - `local` needs no SSH
 
         self._transport = self._transport or transport_for(self._name, self._cluster)
@@ -77,7 +87,8 @@ class Remote:
 
 
 def bridge_command(cluster: Cluster, *, start: bool = True) -> str:
-    return f"{cluster.command} bridge" + ("" if start else " --no-start")
+    owner = f" --owner {shlex.quote(cluster.owner)}" if cluster.owner else ""
+    return f"{cluster.command} bridge{owner}" + ("" if start else " --no-start")
 
 
 def open_stream(transport: Transport, command: str, *, peer: str) -> socket.socket:

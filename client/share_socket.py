@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nnsight_hpc.client.launch import open_socket
+from nnsight_hpc.wire.identity import peer
 from nnsight_hpc.wire.places import runtime_folder
 
 if TYPE_CHECKING:
@@ -26,3 +28,13 @@ def share_socket(cluster: Cluster) -> Path:
     """Named after the whole profile: one that has been changed does not find the old connection."""
     digest = hashlib.sha256(msgspec.json.encode(cluster)).hexdigest()
     return runtime_folder() / f"connect-{digest[:16]}.sock"
+
+
+def sharing_process(path: Path) -> int | None:
+    """The process that listens at `path`, as the kernel tells it, or None."""
+    try:
+        stream = open_socket(path)
+    except OSError:
+        return None
+    with stream:
+        return peer(stream).pid

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from nnsight_hpc.client import config
 from nnsight_hpc.client.session import connect
 from nnsight_hpc.wire.errors import CorruptData
 from nnsight_hpc.wire.messages import ModelIdentity, PoolModel, encode
@@ -37,7 +38,7 @@ def pool_skeleton(name: str, cluster: str | None = None) -> tuple[Path, ModelIde
         A file did not come as it was announced.
     """
     where = f"/v1/pools/{check_name(name, of='pool')}/model"
-    with closing(connect(cluster)) as daemon:
+    with closing(connect(cluster or config.load().bound(name))) as daemon:
         found = daemon.get(where, PoolModel)
         digest = hashlib.sha256(encode(list(found.files))).hexdigest()[:16]
         folder = _cache() / f"{found.model.fingerprint[:16] or 'unseen'}-{digest}"

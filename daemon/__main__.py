@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 
 from nnsight_hpc.daemon.config import Config, config_for
+from nnsight_hpc.daemon.errors import of_disk
+from nnsight_hpc.daemon.log_file import TurnedOver
 from nnsight_hpc.daemon.server import serve
 from nnsight_hpc.slurm.batch.executor import Executor, executor
 from nnsight_hpc.wire.errors import HpcError
+from nnsight_hpc.wire.logs import log_as_json
 from nnsight_hpc.wire.places import places
 
 
@@ -23,11 +25,11 @@ def main() -> int:
 
 def run(config: Config, jobs: Executor) -> int:
     """Serve until told to stop; the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_as_json("daemon", handler=TurnedOver(config.places.log))
     try:
         asyncio.run(serve(config, jobs))
     except OSError as error:
-        return _fail(HpcError("the daemon cannot work in its home", where=str(config.places.home), why=str(error)))
+        return _fail(of_disk(error, str(config.places.home)))
     except HpcError as error:
         return _fail(error)
     return 0

@@ -6,8 +6,9 @@ import logging
 import secrets
 import ssl
 import stat
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nnsight_hpc.wire.files import read_if_there, write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from nnsight_hpc.wire.places import Places
@@ -26,6 +28,31 @@ logger = logging.getLogger(__name__)
 SERVER_NAME = "nnsight-hpc-daemon"
 """The name in the certificate: a worker gives it as ``server_hostname``, whatever host the daemon is on."""
 _YEARS = 10
+_USUAL = (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError, ssl.SSLEOFError)
+"""How TLS waits, and how it ends when the other side goes."""
+
+
+class _Logged(ssl.SSLObject):
+    """Says what it refuses: asyncio ends such a connection without a word."""
+
+    def do_handshake(self) -> None:
+        with _logging("a connection of a worker was refused before it began"):
+            super().do_handshake()
+
+    def read(self, *args: Any) -> Any:
+        with _logging("a connection of a worker was ended: its bytes are not those that were sent"):
+            return super().read(*args)
+
+
+@contextmanager
+def _logging(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _USUAL:
+        raise
+    except ssl.SSLError as error:
+        logger.warning("%s: %s", what, error.reason)
+        raise
 
 
 def server_context(places: Places) -> ssl.SSLContext:
@@ -57,6 +84,7 @@ def _is_private(path: Path) -> bool:
 
 def _load(places: Places) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _Logged
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(places.certificate, places.key)
     return context

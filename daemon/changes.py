@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
+ANYTHING = ""
+"""The key of whoever waits for any change at all."""
 
 
 class Changes:
@@ -19,10 +23,15 @@ class Changes:
         self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._closed = False
 
+    def event(self, key: str) -> asyncio.Event:
+        """Set at the next change of `key`."""
+        return self._events.setdefault(key, asyncio.Event())
+
     def announce(self, key: str) -> None:
-        event = self._events.pop(key, None)
-        if event is not None:
-            event.set()
+        for one in (key, ANYTHING):
+            event = self._events.pop(one, None)
+            if event is not None:
+                event.set()
 
     def close(self) -> None:
         """Send everybody home: the daemon stops."""
@@ -30,16 +39,25 @@ class Changes:
         for key in list(self._events):
             self.announce(key)
 
-    async def wait(self, key: str, read: Callable[[], Awaitable[T]], enough: Callable[[T], bool], seconds: float) -> T:
-        """What `read` gives as soon as it is `enough`, or after `seconds`; it is read again at each change of `key`."""
+    async def wait(
+        self,
+        key: str,
+        read: Callable[[], Awaitable[T]],
+        enough: Callable[[T], bool],
+        seconds: float,
+        *,
+        every: float = math.inf,
+    ) -> T:
+        """What `read` gives as soon as it is `enough`, or after `seconds`.
+
+        It is read again at each change of `key`, and every so many seconds, for what changes without a word.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
-            event = self._events.setdefault(key, asyncio.Event())  # before reading, so that no change is missed
+            event = self.event(key)  # before reading, so that no change is missed
             value = await read()
             left = deadline - asyncio.get_running_loop().time()
             if enough(value) or left <= 0 or self._closed:
                 return value
-            try:
-                await asyncio.wait_for(event.wait(), left)
-            except TimeoutError:
-                return await read()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), min(left, every))

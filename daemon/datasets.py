@@ -11,26 +11,32 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from nnsight_hpc.daemon.frames import check_dump
-from nnsight_hpc.daemon.requests import NewRequest
+from nnsight_hpc.daemon.new_request import NewRequest
+from nnsight_hpc.daemon.policy import check_captures, check_graph, check_has_texts
+from nnsight_hpc.daemon.refusals import fingerprint_error
+from nnsight_hpc.daemon.sharing import may_see
 from nnsight_hpc.daemon.web import answer, file, required
 from nnsight_hpc.storage import dataset_folder, list_files, read_attributes, resolve_inside
+from nnsight_hpc.storage.schema import METADATA
 from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound
 from nnsight_hpc.wire.messages import DatasetFile, DatasetStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
     from nnsight_hpc.daemon.arrivals import Arrivals
     from nnsight_hpc.daemon.parts import Parts
+    from nnsight_hpc.daemon.records import Pool
     from nnsight_hpc.daemon.table import Row
-
-_ENDING = ".zarr"
+    from nnsight_hpc.graph import Graph
+    from nnsight_hpc.wire.messages import DumpSpec
 
 
 class DatasetsApi:
     def __init__(self, parts: Parts, arrivals: Arrivals) -> None:
-        self._pools, self._requests, self._arrivals = parts.pools, parts.requests, arrivals
-        self._folder = parts.config.places.datasets
+        self._pools, self._requests, self._views, self._arrivals = parts.pools, parts.requests, parts.views, arrivals
+        self._folder, self._owner = parts.config.places.datasets, parts.hello.owner
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -43,29 +49,52 @@ class DatasetsApi:
         ]
 
     async def _put(self, request: web.Request) -> web.Response:
-        received, name = time.time(), request.match_info["name"]
-        pool, request_id = required(request, "pool"), required(request, "request")
+        received, name, request_id = time.time(), request.match_info["name"], required(request, "request")
 
-        async def describe(path: Path) -> NewRequest:
+        async def describe(file: BinaryIO) -> NewRequest:
             dataset_folder(self._folder, name)
-            dump = await asyncio.to_thread(check_dump, path, name)
-            self._pools.accepting(pool)
-            return NewRequest(id=request_id, kind="dump", pool=pool, user=request["user"], received=received, dump=dump)
+            dump, graph = await asyncio.to_thread(check_dump, file, name)
+            pool = request.query.get("pool") or (
+                self._pools.for_model(graph.model) if graph else required(request, "pool")
+            )
+            await asyncio.to_thread(self._check, dump, graph, self._pools.accepting(pool))
+            return NewRequest(
+                id=request_id,
+                kind="dump",
+                pool=pool,
+                user=request["user"],
+                received=received,
+                fingerprint=graph.model.fingerprint if graph else "",
+                dump=None if dump.measure else dump,
+            )
 
-        return answer(await self._arrivals.receive(request, request_id, describe))
+        await self._arrivals.receive(request, request_id, describe)
+        return answer(await self._views.status(request_id))
 
-    async def _list(self, _: web.Request) -> web.Response:
-        rows = await self._requests.datasets()
+    def _check(self, dump: DumpSpec, graph: Graph | None, held: Pool) -> None:
+        """Raise why a dump does not fit its pool, or is more than the pool's policy allows."""
+        check_has_texts(held.spec)
+        if graph is None:
+            check_captures(dump, held.spec, self._owner)
+            return
+        if error := fingerprint_error(held.spec.name, held.model, graph.model.fingerprint):
+            raise error
+        check_graph(graph, held.spec, self._owner)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        rows = await self._views.datasets()
         written = await asyncio.to_thread(self._written)
-        return answer([await self._status(name, rows.get(name)) for name in sorted({*rows, *written})])
+        users = {name: rows[name].user if name in rows else self._owner for name in sorted({*rows, *written})}
+        own = [name for name, user in users.items() if may_see(request, user)]
+        return answer([await self._status(name, rows.get(name)) for name in own])
 
     async def _get(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        return answer(await self._status(name, await self._requests.dataset(name)))
+        return answer(await self._status(name, await self._views.dataset(name)))
 
     async def _delete(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        row = await self._requests.dataset(name)
+        row = await self._views.dataset(name)
         status = await self._status(name, row)
         if row is not None and not row.state.ended:
             raise Conflict(
@@ -95,13 +124,13 @@ class DatasetsApi:
         complete = await asyncio.to_thread(_is_complete, folder)
         if complete is None and row is None:
             raise NotFound(f"there is no dataset {name}", where=str(folder), next="`nnsight-hpc status` lists them")
-        request = await self._requests.status(row.id) if row else None
+        request = self._views.status_of(row) if row else None
         return DatasetStatus(name=name, path=str(folder), complete=bool(complete), request=request)
 
     def _written(self) -> list[str]:
         if not self._folder.is_dir():
             return []
-        return [path.name.removesuffix(_ENDING) for path in self._folder.glob(f"[!.]*{_ENDING}") if path.is_dir()]
+        return [path.stem for store in METADATA for path in self._folder.glob(f"[!.]*.{store}") if path.is_dir()]
 
 
 def _is_complete(folder: Path) -> bool | None:

@@ -36,7 +36,7 @@ async def errors_as_reports(request: web.Request, handler: Handler) -> web.Strea
     except ConnectionError:
         raise  # the other side is gone: there is nobody to tell
     except OSError as error:
-        return error_response(_of_disk(error) if error.errno else _incident(request, error))
+        return error_response(of_disk(error) if error.errno else _incident(request, error))
     except Exception as error:  # noqa: BLE001 - logged with its traceback, told without
         return error_response(_incident(request, error))
 
@@ -46,20 +46,29 @@ def _of_http(error: web.HTTPException, request: web.Request) -> HpcError:
     return kind(f"the daemon has no answer to {request.method} {request.path}", why=error.text or error.reason)
 
 
-def _of_disk(error: OSError) -> HpcError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+def of_disk(error: OSError, home: str = "") -> HpcError:
+    """Words for a file that cannot be read or written: in the daemon's home, where the error does not say which."""
     logger.error("%s", error)
     return HpcError(
         "the daemon cannot read or write a file",
-        where=str(error.filename or ""),
+        where=str(error.filename or home),
         why=error.strerror or str(error),
-        next="free space in the daemon's home (`nnsight-hpc status` names it) and try again" if full else "",
+        next=_NEXT.get(error.errno or 0, ""),
     )
+
+
+_ROOM = "free space in the daemon's home (`nnsight-hpc status` names it), or have your quota raised, and try again"
+_NEXT = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: "its file system cannot be written just now: ask who runs it, and try again",
+}
 
 
 def _incident(request: web.Request, error: Exception) -> HpcError:
     incident = secrets.token_hex(4)
-    logger.error("incident %s in %s %s", incident, request.method, request.path, exc_info=error)
+    words = ("incident %s in %s %s", incident, request.method, request.path)
+    logger.error(*words, exc_info=error, extra={"incident": incident})
     return HpcError(
         "the daemon met an error that it did not expect",
         where=f"{request.method} {request.path}, incident {incident}",

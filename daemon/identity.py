@@ -1,45 +1,41 @@
-"""Who is at the other end of a Unix socket: the kernel's word (SO_PEERCRED, unix(7)), never a claim."""
+"""Who sends a request, and whether this daemon serves him at all."""
 
 from __future__ import annotations
 
 import os
-import pwd
-import socket
-import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nnsight_hpc.wire.errors import Denied
+from nnsight_hpc.wire.identity import peer, peer_groups, user_name
 
 if TYPE_CHECKING:
+    import socket
+
     from aiohttp import web
 
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+    from nnsight_hpc.daemon.admission import Share
 
 
-def user_name(uid: int) -> str:
-    """The name of a user, or the number where the host knows no name for it."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+class User(NamedTuple):
+    name: str
+    is_owner: bool
 
 
-def peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid: int = _CREDENTIALS.unpack(credentials)[1]
-    return uid
-
-
-def check_peer(request: web.Request) -> str:
-    """The name of the user who sent `request`; raises `Denied` for anybody but the daemon's owner."""
-    transport = request.transport
-    if transport is None:
+def identify(request: web.Request, share: Share | None) -> User:
+    """The user who sent `request`; raises `Denied` for one who is neither the owner nor among those of `share`."""
+    if request.transport is None:
         raise Denied("the connection was closed before its user was known")
-    uid = peer_uid(transport.get_extra_info("socket"))
-    if uid != os.getuid():
+    connection = request.transport.get_extra_info("socket")
+    uid = peer(connection).uid
+    if uid != os.getuid() and not _is_let_in(uid, connection, share):
+        owner = user_name(os.getuid())
         raise Denied(
-            f"this daemon serves {user_name(os.getuid())} only",
-            why=f"you are {user_name(uid)}",
-            next="use your own: `nnsight-hpc daemon start`",
+            f"this daemon does not serve {user_name(uid)}",
+            why=f"it is {owner}'s, who has not let you in",
+            next=f"ask {owner} to name you in daemon.toml under [share], or use your own: `nnsight-hpc daemon start`",
         )
-    return user_name(uid)
+    return User(user_name(uid), uid == os.getuid())
+
+
+def _is_let_in(uid: int, connection: socket.socket, share: Share | None) -> bool:
+    return share is not None and (uid in share.uids or (share.gid is not None and share.gid in peer_groups(connection)))

@@ -112,18 +112,19 @@ def publish(config: Config, record: LeaseRecord) -> Lease:
 
 
 def _claim(config: Config, record: LeaseRecord) -> LeaseRecord:
-    """The record with the first free epoch from its own on; an epoch whose claimer died before it began is passed over.
+    """The record with an epoch that nobody has claimed, nor a later one: those of claimers that died are passed over.
 
     Raises `Conflict` when another daemon is just claiming it.
     """
     while True:
-        claim = config.places.home / f"lease-{record.epoch}.claim"
-        if _link_new(claim, encode(record)):
+        if newest := [epoch for epoch in _epochs(config.places.home, _CLAIM) if epoch >= record.epoch]:
+            claim = config.places.home / f"lease-{max(newest)}.claim"
+            other = _read(claim)
+            if other is not None and not _is_stale(claim, other, config.lease_stale):
+                raise _taken(other)
+            record = msgspec.structs.replace(record, epoch=max(newest) + 1)
+        if _link_new(config.places.home / f"lease-{record.epoch}.claim", encode(record)):
             return record
-        other = _read(claim)
-        if other is not None and not _is_stale(claim, other, config.lease_stale):
-            raise _taken(other)
-        record = msgspec.structs.replace(record, epoch=record.epoch + 1)
 
 
 def _link_new(path: Path, data: bytes) -> bool:
@@ -155,10 +156,10 @@ def _is_stale(path: Path, record: LeaseRecord, stale: float) -> bool:
         touched = path.stat().st_mtime
     except FileNotFoundError:
         return True
-    return _server_time(path.parent) - touched > stale
+    return server_time(path.parent) - touched > stale
 
 
-def _server_time(folder: Path) -> float:
+def server_time(folder: Path) -> float:
     """Now, by the clock that stamps the files in `folder`."""
     probe = folder / f"clock-{secrets.token_hex(4)}"
     probe.touch(mode=0o600)

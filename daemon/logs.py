@@ -1,13 +1,16 @@
-"""The ends of log files, read from behind, so that a large log costs no more than a small one."""
+"""The ends of log files as people read them, read from behind, so that a large log costs no more than a small one."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
+from nnsight_hpc.wire.logs import readable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+MOST_LINES = 10_000
 _BLOCK = 64 << 10
 _MOST = 4 << 20
 
@@ -24,4 +27,5 @@ def last_lines(path: Path, lines: int) -> str:
                 data = file.read(min(_BLOCK, end - start - len(data))) + data
     except FileNotFoundError:
         return ""
-    return "\n".join(data.decode("utf-8", "replace").splitlines()[-lines:])
+    wanted = data.decode("utf-8", "replace").splitlines()[-lines:] if lines else []
+    return readable("\n".join(wanted))

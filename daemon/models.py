@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from nnsight_hpc.daemon.pools import holds_model
+from nnsight_hpc.daemon.records import holds_model
 from nnsight_hpc.daemon.web import answer, file
-from nnsight_hpc.wire.errors import Conflict, NotFound
+from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
 from nnsight_hpc.wire.messages import ModelIdentity, PoolModel
 from nnsight_hpc.wire.skeleton import describe, skeleton_files
 
 if TYPE_CHECKING:
     from nnsight_hpc.daemon.parts import Parts
-    from nnsight_hpc.daemon.pools import Pool
+    from nnsight_hpc.daemon.records import Pool
 
 
 class ModelsApi:
@@ -49,8 +49,14 @@ class ModelsApi:
         )
 
     def _folder(self, pool: Pool) -> Path:
-        """Where the files are; raises `Conflict` while nobody here has seen them."""
+        """Where the files are; raises `Conflict` while nobody here has seen them, `InvalidInput` where there are none."""
         name = pool.spec.name
+        if pool.spec.factory:
+            raise InvalidInput(
+                f"pool {name} holds a module of its owner's, no language model with a configuration to hand out",
+                where=f"factory {pool.spec.factory}",
+                next="trace with NNsight(module), where the module has the same weights",
+            )
         copies = [self._places.model_copy(replica.id) for replica in self._pools.of(name) if holds_model(replica, pool)]
         candidates = [*reversed(copies), Path(pool.spec.model).expanduser()]
         for folder in candidates:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -16,22 +17,28 @@ from aiohttp import web
 from nnsight_hpc import __version__
 from nnsight_hpc.daemon.certificate import load_secret, server_context
 from nnsight_hpc.daemon.changes import Changes
-from nnsight_hpc.daemon.identity import user_name
 from nnsight_hpc.daemon.lease import claim, publish
 from nnsight_hpc.daemon.parts import Parts
-from nnsight_hpc.daemon.people import people_app, take_down
+from nnsight_hpc.daemon.people import people_app
 from nnsight_hpc.daemon.people_socket import PeoplesSocket, socket_path
 from nnsight_hpc.daemon.pools import Pools
+from nnsight_hpc.daemon.pools_api import take_all_down
 from nnsight_hpc.daemon.reconciler import Reconciler
+from nnsight_hpc.daemon.request_views import RequestViews
 from nnsight_hpc.daemon.requests import Requests
+from nnsight_hpc.daemon.settings import read_settings, share_of
 from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.daemon.workers import workers_app
 from nnsight_hpc.wire.errors import HpcError
+from nnsight_hpc.wire.identity import user_name
 from nnsight_hpc.wire.messages import PROTOCOL, Hello
+from nnsight_hpc.wire.states import EndCause
 
 if TYPE_CHECKING:
     import ssl
 
+    from nnsight_hpc.daemon.admission import Share
     from nnsight_hpc.daemon.config import Config
     from nnsight_hpc.daemon.lease import Lease
     from nnsight_hpc.slurm.batch.executor import Executor
@@ -40,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 _SHUTDOWN = 5.0
 """How long answers that are being sent may take once the daemon stops, in seconds."""
+_EXPIRE_EVERY = 60.0
+"""Seconds between two looks at what has waited for too long."""
+_FORGET_EVERY = 3600.0
+"""Seconds between two looks at what ended so long ago that it is forgotten."""
 _KILL_GRACE = 30.0
 """How long jobs may take to end after they were cancelled, in seconds."""
 
@@ -50,10 +61,14 @@ async def serve(config: Config, executor: Executor) -> None:
     for folder in (places.home, places.requests, places.replicas, places.datasets):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     places.home.chmod(0o700)
+    settings = read_settings(places.settings)
+    config, share = settings.applied_to(config), share_of(settings, places.settings)
+    if share:
+        places.datasets.chmod(0o700)  # where the owner had opened it: it holds other users' datasets, too
     with _listen_for_workers(config.executor) as workers:
         record = claim(
             config,
-            socket_path=socket_path(config),
+            socket_path=socket_path(config, share),
             address="127.0.0.1" if config.executor == "embedded" else socket.gethostname(),
             port=workers.getsockname()[1],
             version=__version__,
@@ -61,7 +76,7 @@ async def serve(config: Config, executor: Executor) -> None:
         tls, secret = server_context(places), load_secret(places)  # nobody else can be making them now
         lease = publish(config, msgspec.structs.replace(record, certificate=places.certificate.read_text()))
         try:
-            await _Daemon(config, executor, lease).run(workers, tls, secret)
+            await _Daemon(config, share, executor, lease).run(workers, tls, secret)
         finally:
             lease.release()
 
@@ -74,8 +89,8 @@ def _listen_for_workers(executor: str) -> socket.socket:
 class _Daemon:
     """What runs while the lease is held."""
 
-    def __init__(self, config: Config, executor: Executor, lease: Lease) -> None:
-        self._config, self._executor, self._lease = config, executor, lease
+    def __init__(self, config: Config, share: Share | None, executor: Executor, lease: Lease) -> None:
+        self._config, self._share, self._executor, self._lease = config, share, executor, lease
         self._stopping = asyncio.Event()
         self._end_asked = asyncio.Event()
 
@@ -88,7 +103,7 @@ class _Daemon:
             stack.push_async_callback(store.close)
             parts = await self._parts(store)
             await web.SockSite(await _runner(stack, workers_app(parts, secret)), workers, ssl_context=tls).start()
-            people = PeoplesSocket(await _runner(stack, people_app(parts)), self._config)
+            people = PeoplesSocket(await _runner(stack, people_app(parts)), self._config, self._share)
             stack.callback(people.remove)
             await people.listen()
             stack.callback(parts.changes.close)  # long polls are answered before their connections close
@@ -99,12 +114,24 @@ class _Daemon:
 
     async def _parts(self, store: Store) -> Parts:
         changes = Changes()
-        pools = Pools(store, changes, self._config.places)
+        stories = Stories(store)
+        pools = Pools(store, changes, self._config, stories)
         await pools.load()
         requests = Requests(store, changes, pools, self._config)
         await requests.load()
-        reconciler = Reconciler(pools, requests, self._executor, self._config)
-        return Parts(self._config, self._hello(), changes, requests, pools, reconciler, self._stop)
+        return Parts(
+            config=self._config,
+            share=self._share,
+            hello=self._hello(),
+            changes=changes,
+            stories=stories,
+            pools=pools,
+            requests=requests,
+            views=RequestViews(store, changes, pools, requests, stories),
+            executor=self._executor,
+            reconciler=Reconciler(pools, requests, self._executor, self._config),
+            stop=self._stop,
+        )
 
     def _hello(self) -> Hello:
         record = self._lease.record
@@ -128,6 +155,8 @@ class _Daemon:
             self._keep_lease(),
             self._keep_socket(people),
             self._take_back_lost(parts),
+            self._expire(parts),
+            self._forget_old(parts),
             self._end_replicas_when_asked(parts),
             parts.reconciler.run(),
         )
@@ -164,10 +193,26 @@ class _Daemon:
     async def _take_back_lost(self, parts: Parts) -> None:
         """Queue requests again that no worker has named for `Config.silence`."""
         while True:
+            begun = time.monotonic()
             await asyncio.sleep(self._config.silence / 4)
-            if lost := parts.requests.silent():
+            if time.monotonic() - begun > self._config.silence / 2:  # this process was stopped
+                parts.requests.holdings.hear_all()
+            if lost := parts.requests.holdings.silent(self._config.silence):
+                why = f"its worker has said nothing of it for {self._config.silence:g} s"
                 with suppress(HpcError):  # no lease, or no disk: the next round may do better
-                    await parts.requests.take_back(lost, f"no word of it for {self._config.silence:g} s")
+                    await parts.requests.take_back(lost, why, EndCause.LOST)
+
+    async def _expire(self, parts: Parts) -> None:
+        while True:
+            await asyncio.sleep(min(_EXPIRE_EVERY, self._config.expires))
+            with suppress(HpcError):
+                await parts.requests.expire()
+
+    async def _forget_old(self, parts: Parts) -> None:
+        while True:
+            with suppress(HpcError, OSError):
+                await parts.requests.forget_old()
+            await asyncio.sleep(min(_FORGET_EVERY, self._config.keep))
 
     def _stop(self, workers: bool) -> None:
         (self._end_asked if workers else self._stopping).set()
@@ -175,13 +220,14 @@ class _Daemon:
     async def _end_replicas_when_asked(self, parts: Parts) -> None:
         """Take all pools down, and wait for the end of their jobs as long as they may take."""
         await self._end_asked.wait()
-        for name in parts.pools.names():
-            await take_down(parts.pools, parts.requests, name)
+        await take_all_down(parts)
         try:
             async with asyncio.timeout(self._config.drain + _KILL_GRACE):
+                pause = self._config.asked
                 while parts.pools.names():
-                    parts.reconciler.ask_soon()
-                    await asyncio.sleep(self._config.ask_after)
+                    parts.reconciler.look_soon()
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, self._config.poll[0])  # most ends are told by the workers themselves
         except TimeoutError:
             logger.warning("these replicas have not ended: %s", [replica.id for replica in parts.pools.replicas()])
 

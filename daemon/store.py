@@ -14,7 +14,7 @@ import re
 import shutil
 import sqlite3
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nnsight_hpc.wire.errors import CorruptData, HpcError, Incompatible
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_TP_FOR_TASKS_PER_NODE = """UPDATE {table} SET body = CAST(json_remove(json_set(CAST(body AS TEXT), '$.spec.tp',
+    json_extract(CAST(body AS TEXT), '$.spec.nodes') * json_extract(CAST(body AS TEXT), '$.spec.tasks_per_node')),
+    '$.spec.tasks_per_node') AS BLOB)"""
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE requests (
@@ -43,6 +46,34 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX requests_of_dataset ON requests (dataset, sequence) WHERE dataset <> ''",
         "CREATE TABLE pools (name TEXT PRIMARY KEY, body BLOB NOT NULL)",
         "CREATE TABLE replicas (id TEXT PRIMARY KEY, body BLOB NOT NULL)",
+    ),
+    tuple(_TP_FOR_TASKS_PER_NODE.format(table=table) for table in ("pools", "replicas")),
+    (
+        "ALTER TABLE requests ADD COLUMN needs REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN kills INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE events (sequence INTEGER PRIMARY KEY, subject TEXT NOT NULL, time REAL NOT NULL, text TEXT NOT NULL,
+            replica TEXT NOT NULL)""",
+        "CREATE INDEX events_of_subject ON events (subject, sequence)",
+        """UPDATE pools SET body = CAST(json_set(CAST(body AS TEXT), '$.down', json('true')) AS BLOB)
+            WHERE json_extract(CAST(body AS TEXT), '$.desired') = 0""",
+        "UPDATE replicas SET body = CAST(json_remove(CAST(body AS TEXT), '$.cause') AS BLOB)",  # words; now an EndCause
+    ),
+    (
+        "ALTER TABLE requests ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN batch TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE requests ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN gave_way INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX requests_of_user ON requests (user, state)",
+        "CREATE TABLE usage (user TEXT PRIMARY KEY, seconds REAL NOT NULL, time REAL NOT NULL)",
+    ),
+    (
+        "ALTER TABLE requests ADD COLUMN ended REAL NOT NULL DEFAULT 0",
+        """UPDATE requests SET ended = coalesce(json_extract(times, '$.' || state), 0)
+            WHERE state IN ('COMPLETED', 'FAILED', 'CANCELLED', 'EXPIRED')""",
+        "CREATE INDEX requests_by_end ON requests (ended) WHERE ended > 0",
+        "DROP INDEX requests_of_pool",
+        "CREATE INDEX requests_of_state ON requests (state)",  # SQLite adds the sequence to each
     ),
 )
 """The statements that lead from each version of the schema to the next; SQLite's ``user_version`` counts them."""
@@ -59,10 +90,12 @@ class _Work(Generic[T]):
         self._error: BaseException | None = None
 
     def attempt(self, connection: sqlite3.Connection) -> None:
-        """Run within the open transaction; undo what it did when it raises."""
+        """Run within the open transaction; undo what it did when it raises. Where SQLite cannot go on, that is raised."""
         connection.execute("SAVEPOINT work")
         try:
             self._result = self._function(connection)
+        except sqlite3.OperationalError:  # a full disk, say: all of the transaction may be undone already
+            raise
         except Exception as error:  # noqa: BLE001 - handed to whoever asked
             self._error = error
             connection.execute("ROLLBACK TO work")
@@ -103,6 +136,12 @@ class Store:
         self._queue.put(_Work(function, future))
         return await future
 
+    def post(self, function: Callable[[sqlite3.Connection], object]) -> None:
+        """Have `function` run as `run` does, after all that was handed over before; an error is logged."""
+        future: asyncio.Future[object] = self._loop.create_future()
+        future.add_done_callback(_log_failure)
+        self._queue.put(_Work(function, future))
+
     async def close(self) -> None:
         """Finish what was handed over, and end the thread."""
         self._queue.put(None)
@@ -136,18 +175,14 @@ class Store:
         except Exception as error:  # noqa: BLE001 - handed to everybody who waits
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            reason = self._unwritable(error) if isinstance(error, sqlite3.Error) else error
+            reason = _unwritable(self._path, error) if isinstance(error, sqlite3.Error) else error
             for work in works:
                 work.fail(reason)
 
-    def _unwritable(self, error: sqlite3.Error) -> HpcError:
-        logger.error("cannot write %s: %s", self._path, error)
-        return HpcError(
-            "the daemon cannot write its database",
-            where=str(self._path),
-            why=str(error),
-            next="look whether the file system is full or over your quota, and try again",
-        )
+
+def _log_failure(future: asyncio.Future[object]) -> None:
+    if not future.cancelled() and (error := future.exception()):
+        logger.warning("could not be written down: %s", error)
 
 
 def _deliver(works: Sequence[_Work[Any]]) -> None:
@@ -171,31 +206,35 @@ def take_over(places: Places, epoch: int) -> Path:
     """
     copy = places.home / f"daemon-{epoch}.copy"
     journal = _journal(copy)
-    for left_over in (copy, journal):
-        left_over.unlink(missing_ok=True)
-    earlier = _databases(places.home)
-    if earlier:
-        source = places.database(earlier[-1])
-        if _journal(source).exists():
-            shutil.copyfile(_journal(source), journal)
-        shutil.copyfile(source, copy)
-    _migrate(copy)
+    _remove(copy)
+    earlier = [places.database(epoch) for epoch in _databases(places.home)]
+    try:
+        if earlier:
+            if _journal(earlier[-1]).exists():
+                shutil.copyfile(_journal(earlier[-1]), journal)
+            shutil.copyfile(earlier[-1], copy)
+        _migrate(copy)
+    except BaseException as error:
+        _remove(copy)
+        if isinstance(error, sqlite3.OperationalError):
+            raise _unwritable(copy, error) from None
+        if isinstance(error, sqlite3.DatabaseError):
+            raise _damaged(earlier, str(error)) from None
+        raise
     journal.unlink(missing_ok=True)  # its work is done, and the copy gets another name
     copy.chmod(0o600)
     copy.replace(places.database(epoch))
     sync_folder(places.home)
     for old in earlier[:-_KEPT]:
-        _journal(places.database(old)).unlink(missing_ok=True)
-        places.database(old).unlink(missing_ok=True)
+        _remove(old)
     return places.database(epoch)
 
 
 def _migrate(path: Path) -> None:
     """Roll back an unfinished commit, check the file, and bring its schema up to date."""
-    try:
-        connection = connect(path)
+    with closing(connect(path)) as connection:
         if (found := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-            raise CorruptData("the daemon's database is damaged", where=str(path), why=found)
+            raise sqlite3.DatabaseError(found)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise Incompatible(
@@ -209,9 +248,34 @@ def _migrate(path: Path) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
-        connection.close()
-    except sqlite3.DatabaseError as error:
-        raise CorruptData("the daemon's database cannot be read", where=str(path), why=str(error)) from None
+
+
+def _damaged(databases: Sequence[Path], why: str) -> CorruptData:
+    """The newest of these cannot be read: what its owner can do, with the one before it or without one."""
+    *_, newest = databases
+    aside = f"mv {newest} {newest}.damaged"
+    if len(databases) > 1:
+        advice = (
+            f"go back to the one before it: {aside} && cp {databases[-2]} {newest}; what was asked since is forgotten"
+        )
+    else:
+        advice = f"begin with an empty queue: {aside}; `nnsight-hpc gc` then finds jobs that nobody knows"
+    return CorruptData("the daemon's database is damaged", where=str(newest), why=why, next=advice)
+
+
+def _unwritable(path: Path, error: sqlite3.Error) -> HpcError:
+    logger.error("cannot write %s: %s", path, error)
+    return HpcError(
+        "the daemon cannot write its database",
+        where=str(path),
+        why=str(error),
+        next="look whether the file system is full, over your quota or read-only, and try again",
+    )
+
+
+def _remove(database: Path) -> None:
+    _journal(database).unlink(missing_ok=True)
+    database.unlink(missing_ok=True)
 
 
 def _journal(database: Path) -> Path:

@@ -13,9 +13,9 @@ from nnsight_hpc.wire.states import RequestState, move
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
 
-_SHOWN_ENDED = 100
+ENDED = tuple(state for state in RequestState if state.ended)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -38,13 +38,22 @@ class Row(msgspec.Struct, frozen=True):
     result_bytes: int
     progress: DumpProgress | None
     note: str
+    needs: float = 0.0
+    kills: int = 0
+    priority: int = 0
+    batch: str = ""
+    tokens: int = 0
+    gave_way: int = 0
+    digest: str = ""
+    ended: float = 0.0
 
 
 def move_to(connection: sqlite3.Connection, row: Row, to: RequestState, **changes: Any) -> Row:
     """Change the state, and the columns in `changes`, and note the time."""
-    state = move(row.state, to, of=f"request {row.id}")
-    times = row.times if state == row.state else {**row.times, state: time.time()}
-    return update(connection, row, state=state, times=times, **changes)
+    state, now = move(row.state, to, of=f"request {row.id}"), time.time()
+    times = row.times if state == row.state else {**row.times, state: now}
+    ended = {"ended": now} if state.ended else {}
+    return update(connection, row, state=state, times=times, **ended, **changes)
 
 
 def insert(connection: sqlite3.Connection, **columns: Any) -> Row:
@@ -77,14 +86,23 @@ def select(connection: sqlite3.Connection, where: str, *values: object, tail: st
     return [_of(found) for found in connection.execute(f"SELECT * FROM requests WHERE {where} {tail}", values)]  # noqa: S608 - names of columns
 
 
-def select_shown(connection: sqlite3.Connection) -> list[Row]:
-    ended = select(
-        connection,
-        "state NOT IN ('QUEUED', 'LEASED', 'RUNNING')",
-        tail=f"ORDER BY sequence DESC LIMIT {_SHOWN_ENDED}",
+def page(
+    connection: sqlite3.Connection,
+    states: Iterable[RequestState],
+    user: str | None,
+    limit: int,
+    before: int = 1 << 62,
+) -> list[Row]:
+    """The latest `limit` in one of these states that came before the one with that sequence; of all users where None.
+
+    Each state is a range of an index, so that the costs are those of what is found.
+    """
+    where, mine = (
+        ("state = ? AND sequence < ?", ()) if user is None else ("state = ? AND sequence < ? AND user = ?", (user,))
     )
-    active = select(connection, "state IN ('QUEUED', 'LEASED', 'RUNNING')")
-    return sorted([*ended, *active], key=lambda row: row.sequence)
+    tail = f"ORDER BY sequence DESC LIMIT {limit}"
+    found = [row for state in states for row in select(connection, where, state, before, *mine, tail=tail)]
+    return sorted(found, key=lambda row: row.sequence)[-limit:]
 
 
 def first(connection: sqlite3.Connection, where: str, *values: object) -> Row | None:
@@ -100,6 +118,21 @@ def find(connection: sqlite3.Connection, request: str) -> Row | None:
     return first(connection, "id = ?", request)
 
 
+def get_all(connection: sqlite3.Connection, requests: Iterable[str]) -> list[Row]:
+    return [get(connection, request) for request in requests]
+
+
+def of_ids(connection: sqlite3.Connection, requests: Collection[str]) -> list[Row]:
+    """Those of these that there are."""
+    return select(connection, f"id IN ({', '.join('?' * len(requests))})", *requests)
+
+
+def newest_of_datasets(connection: sqlite3.Connection) -> list[Row]:
+    """The newest request of each dataset."""
+    newest = "SELECT max(sequence) FROM requests WHERE dataset <> '' GROUP BY dataset"
+    return select(connection, f"sequence IN ({newest})")
+
+
 def of_dataset(connection: sqlite3.Connection, name: str) -> Row | None:
     rows = select(connection, "dataset = ? AND dataset <> ''", name, tail="ORDER BY sequence DESC LIMIT 1")
     return rows[0] if rows else None
@@ -110,14 +143,6 @@ def get(connection: sqlite3.Connection, request: str) -> Row:
     if row is None:
         raise NotFound(f"there is no request {request}", next="`nnsight-hpc status` lists the requests")
     return row
-
-
-def with_position(connection: sqlite3.Connection, row: Row) -> tuple[Row, int | None]:
-    """The row, and how many are before it in its pool's queue; None when it does not wait."""
-    if row.state != RequestState.QUEUED:
-        return row, None
-    query = "SELECT count(*) FROM requests WHERE state = 'QUEUED' AND pool = ? AND sequence < ?"
-    return row, connection.execute(query, (row.pool, row.sequence)).fetchone()[0]
 
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from aiohttp import web
 
 from nnsight_hpc.wire.errors import InvalidInput
-from nnsight_hpc.wire.files import replacing
+from nnsight_hpc.wire.files import replacing, write_atomically
 from nnsight_hpc.wire.http import FRAME, JSON
-from nnsight_hpc.wire.messages import decode, encode
+from nnsight_hpc.wire.messages import LISTED, MOST_LISTED, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     import msgspec
+    from aiohttp.abc import AbstractStreamWriter
 
 T = TypeVar("T")
 
 MESSAGE_BYTES = 1 << 20
 """The largest JSON message; frames are received by `store_body`."""
 LONGEST_WAIT = 60.0
+LAST_BYTE = 1 << 62
+"""No file has more."""
 _BLOCK = 1 << 20
 
 
@@ -44,8 +49,30 @@ def text(lines: str) -> web.Response:
 
 
 def file(path: Path) -> web.FileResponse:
-    """A file's bytes, sent by the kernel; honours Range."""
-    return web.FileResponse(path, headers={"Content-Type": FRAME}, chunk_size=_BLOCK)
+    """A file's bytes, sent by the kernel; honours Range and If-Range."""
+    return _File(path)
+
+
+class _File(web.FileResponse):
+    """Also knows entity tags in If-Range (RFC 9110, 13.1.5), where aiohttp knows dates only: for another one, all of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, headers={"Content-Type": FRAME}, chunk_size=_BLOCK)
+        self._file = path
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        tag = request.headers.get("If-Range", "")
+        if tag.endswith('"') and tag != await asyncio.to_thread(_tag, self._file):
+            headers = request.headers.copy()
+            headers.popall("Range", None)
+            request = request.clone(headers=headers)
+        return await super().prepare(request)
+
+
+def _tag(path: Path) -> str:
+    """The entity tag that aiohttp gives a file."""
+    status = path.stat()
+    return f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
 
 
 def number(request: web.Request, name: str, *, default: float, most: float) -> float:
@@ -59,6 +86,11 @@ def number(request: web.Request, name: str, *, default: float, most: float) -> f
     return min(value, most)
 
 
+def listed(request: web.Request) -> int:
+    """How many requests a list is to have (of each kind, where it has several)."""
+    return int(number(request, "limit", default=LISTED, most=MOST_LISTED))
+
+
 def required(request: web.Request, name: str) -> str:
     value = request.query.get(name)
     if not value:
@@ -66,33 +98,70 @@ def required(request: web.Request, name: str) -> str:
     return value
 
 
-async def store_body(request: web.Request, path: Path, most: int) -> None:
-    """Write the body to `path`, on disk (fsync) when this returns, without holding it; refused beyond `most` bytes."""
+async def store_body(
+    request: web.Request, path: Path, most: int, look: Callable[[BinaryIO], Awaitable[T]]
+) -> tuple[T, str]:
+    """Write the body to `path`, on disk (fsync) when this returns; what `look` makes of it, and its digest.
+
+    The digest is a SHA-256, in hexadecimal digits. A small body is looked at while it is written; a large one is not held.
+    One of more than `most` bytes is refused. What `look` raises leaves the file there.
+    """
     if (request.content_length or 0) > most:
         raise _too_large(most)
+    if request.content_length is not None and request.content_length < MESSAGE_BYTES:
+        body = await request.read()
+        storing = asyncio.ensure_future(asyncio.to_thread(_store, path, body))
+        try:
+            found = await look(io.BytesIO(body))
+        finally:
+            digest = await storing
+        return found, digest
+    digest = await _store_large(request, path, most)
+    with await asyncio.to_thread(path.open, "rb") as file:
+        return await look(file), digest
+
+
+def _store(path: Path, body: bytes) -> str:
+    write_atomically(path, body)
+    return hashlib.sha256(body).hexdigest()
+
+
+async def _store_large(request: web.Request, path: Path, most: int) -> str:
     writing = replacing(path)
     file = await asyncio.to_thread(writing.__enter__)
     try:
-        await _copy_body(request, file, most)
+        digest = await _copy_body(request, file, most)
     except BaseException as error:
         await asyncio.to_thread(writing.__exit__, type(error), error, error.__traceback__)
         raise
     await asyncio.to_thread(writing.__exit__, None, None, None)
+    return digest
 
 
-async def _copy_body(request: web.Request, file: BinaryIO, most: int) -> None:
-    written = 0
+async def _copy_body(request: web.Request, file: BinaryIO, most: int) -> str:
+    written, digest = 0, hashlib.sha256()
+
+    def write(block: bytes) -> None:
+        digest.update(block)
+        file.write(block)
+
     async for block in request.content.iter_chunked(_BLOCK):
         written += len(block)
         if written > most:
             raise _too_large(most)
-        await asyncio.to_thread(file.write, block)
+        await asyncio.to_thread(write, block)
+    return digest.hexdigest()
 
 
-async def skip_body(request: web.Request) -> None:
-    """Read what nobody needs, so that a client that still sends gets its answer instead of a closed connection."""
-    async for _ in request.content.iter_chunked(_BLOCK):
-        pass
+async def skip_body(request: web.Request) -> str:
+    """Read what nobody needs, so that a client that still sends gets its answer instead of a closed connection.
+
+    Its digest, as `store_body` gives it.
+    """
+    digest = hashlib.sha256()
+    async for block in request.content.iter_chunked(_BLOCK):
+        await asyncio.to_thread(digest.update, block)
+    return digest.hexdigest()
 
 
 def _too_large(most: int) -> InvalidInput:

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import web
 
 from nnsight_hpc.daemon.errors import error_response, errors_as_reports
-from nnsight_hpc.daemon.pools import same_job
-from nnsight_hpc.daemon.reconciler import cause_of
+from nnsight_hpc.daemon.records import UNREGISTERED, same_job
 from nnsight_hpc.daemon.web import LONGEST_WAIT, MESSAGE_BYTES, answer, done, message, number, required
-from nnsight_hpc.wire.errors import Denied, Incompatible, InvalidInput, NotFound, Unreachable
+from nnsight_hpc.wire.errors import Conflict, Denied, Incompatible, InvalidInput, NotFound, Unreachable
 from nnsight_hpc.wire.files import read_if_there
-from nnsight_hpc.wire.messages import (
-    PROTOCOL,
-    DumpProgress,
-    EndRecord,
-    Orders,
-    Outcome,
-    PoolSpec,
-    WorkerHello,
-    WorkerReport,
-    WorkerWelcome,
-    decode,
-)
+from nnsight_hpc.wire.http import JSON
+from nnsight_hpc.wire.messages import PROTOCOL, DumpProgress, decode
 from nnsight_hpc.wire.names import check_name
+from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.states import ReplicaState
+from nnsight_hpc.wire.workers import Begun, EndRecord, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
 
     from nnsight_hpc.daemon.parts import Parts
-    from nnsight_hpc.daemon.pools import Replica
-    from nnsight_hpc.wire.messages import Lease
+    from nnsight_hpc.daemon.records import Replica
+    from nnsight_hpc.wire.workers import Lease
 
 logger = logging.getLogger(__name__)
 
 _R = ReplicaState
+_MOST = 10_000
+"""Requests that are handed out together."""
 
 
 def workers_app(parts: Parts, secret: str) -> web.Application:
@@ -61,13 +56,19 @@ def _only_workers(secret: str, epoch: int) -> Middleware:
                 Denied("the secret is wrong", next="read it again from the daemon's home"), status=401
             )
         if request.headers.get("X-NNsight-Epoch") != str(epoch):
+            asked = request.headers.get("X-NNsight-Epoch")
+            logger.warning("refused %s %s from %s: epoch %s", request.method, request.path, request.remote, asked)
             # 421 Misdirected Request (RFC 9110); `Unreachable` lets a worker look for its daemon again
             wrong = Unreachable(
-                f"this daemon has epoch {epoch}, the worker asks for {request.headers.get('X-NNsight-Epoch')}",
+                f"this daemon has epoch {epoch}, the worker asks for {asked}",
                 next="read the lease again",
             )
             return error_response(wrong, status=421)
-        return await handler(request)
+        try:
+            return await handler(request)
+        except (Conflict, InvalidInput) as error:  # said too late, or garbled
+            logger.warning("refused %s %s from %s: %s", request.method, request.path, request.remote, error.what)
+            raise
 
     return check
 
@@ -86,7 +87,7 @@ class WorkersApi:
             web.post("/w1/started", self._started),
             web.post("/w1/log", self._log),
             web.post("/w1/progress", self._progress),
-            web.post("/w1/outcome", self._outcome),
+            web.post("/w1/outcomes", self._outcomes),
             web.post("/w1/end", self._end),
         ]
 
@@ -99,7 +100,8 @@ class WorkersApi:
                 next="install the same version of nnsight-hpc for both",
             )
         replica = await self._known_or_adopted(hello)
-        state = _R.LOADING if replica.state in (_R.SUBMITTED, _R.PENDING, _R.STARTING) else replica.state
+        self._pools.hear(replica.id)
+        state = _R.LOADING if replica.state in UNREGISTERED else replica.state
         job_id = replica.status.job_id or hello.job_id
         replica = await self._pools.change(replica, state=state, reason="", host=hello.host, job_id=job_id)
         logger.info("replica %s has registered from %s, process %s", hello.replica, hello.host, hello.pid)
@@ -127,18 +129,18 @@ class WorkersApi:
     async def _report(self, request: web.Request) -> web.Response:
         report = await message(request, WorkerReport)
         replica = self._pools.replica(report.replica)
+        self._pools.hear(replica.id)
         self._requests.claimed(replica.id, report.running)
-        ready = report.state in (_R.READY, _R.BUSY)
-        if ready and not replica.served:
-            await self._pools.change_pool(replica.spec.name, failures=0)
         await self._pools.change(
             replica,
             state=_R.DRAINING if replica.state == _R.DRAINING else report.state,
-            served=ready,
             loaded=report.loaded,
             total=report.total,
-            ends=report.ends if report.ends is not None else replica.status.ends,
+            free=report.free,
+            ends=replica.status.ends or report.ends,  # what the batch system has said since is newer
         )
+        if report.state.serves and not replica.served:  # how long a load takes is known now
+            await self._requests.fail_too_long(replica.spec.name)
         pool = self._pools.get(replica.spec.name)
         if report.model is not None and pool.model != report.model and same_job(replica, pool):
             await self._learn_model(replica, report)
@@ -151,24 +153,30 @@ class WorkersApi:
         await self._requests.fail_other_models(pool.spec.name, pool.model)
 
     async def _lease(self, request: web.Request) -> web.Response:
-        """Waits for a request of the pool; one is never given to a connection that was closed in the meantime."""
+        """Waits for requests of the pool; none is given to a connection that was closed in the meantime."""
         replica = self._pools.replica(required(request, "replica"))
         wait = number(request, "wait", default=0, most=LONGEST_WAIT)
+        most = int(number(request, "most", default=1, most=_MOST))
+        tokens = number(request, "tokens", default=math.inf, most=math.inf)
+        self._pools.hear(replica.id)
 
-        async def lease() -> Lease | None:
+        async def lease() -> list[Lease]:
             if self._must_end(replica.id) or request.transport is None or request.transport.is_closing():
-                return None
-            return await self._requests.lease(replica.spec.name, replica.id)
+                return []
+            found = await self._requests.lease(replica.spec.name, replica.id, most, tokens)
+            if found:
+                self._pools.use(replica.id)
+            return found
 
-        def enough(lease: Lease | None) -> bool:
-            return lease is not None or self._must_end(replica.id)
+        def enough(leases: list[Lease]) -> bool:
+            return bool(leases) or self._must_end(replica.id)
 
-        found = await self._changes.wait(f"queue:{replica.spec.name}", lease, enough, wait)
-        return answer(found)
+        leased = await self._changes.wait(f"queue:{replica.spec.name}", lease, enough, wait)
+        return answer(leased)
 
     async def _started(self, request: web.Request) -> web.Response:
-        attempt = _count(request, "attempt")
-        await self._requests.started(required(request, "id"), required(request, "replica"), attempt)
+        begun = decode(await request.read(), list[Begun], what="list of what has begun")
+        await self._requests.started(required(request, "replica"), begun)
         return done()
 
     async def _log(self, request: web.Request) -> web.Response:
@@ -181,21 +189,21 @@ class WorkersApi:
         self._requests.progress(required(request, "id"), replica, await message(request, DumpProgress))
         return answer(self._orders(replica))
 
-    async def _outcome(self, request: web.Request) -> web.Response:
-        await self._requests.outcome(required(request, "replica"), await message(request, Outcome))
-        return done()
+    async def _outcomes(self, request: web.Request) -> web.Response:
+        replica = required(request, "replica")
+        outcomes = decode(await request.read(), list[Outcome], what="list of outcomes")
+        refused = await self._requests.outcomes(replica, outcomes)
+        self._pools.use(replica)
+        return web.Response(body=msgspec.json.encode(refused), content_type=JSON)
 
     async def _end(self, request: web.Request) -> web.Response:
         record = await message(request, EndRecord)
-        replica = self._pools.replica(record.replica)
-        cause = cause_of(record)
-        await self._pools.change(replica, state=_R.DRAINING, reason=cause, cause=cause)
-        await self._requests.take_back(self._requests.held_by(replica.id), f"replica {replica.id} ended: {cause}")
-        self._reconciler.ask_soon()
+        await self._reconciler.ended(record.replica, record.cause, record.detail)
         return done()
 
     async def _wait_for_orders(self, request: web.Request) -> web.Response:
         replica = self._pools.replica(required(request, "replica")).id
+        self._pools.hear(replica)
         wait = number(request, "wait", default=0, most=LONGEST_WAIT)
 
         async def orders() -> Orders:
@@ -204,7 +212,11 @@ class WorkersApi:
         return answer(await self._changes.wait(f"orders:{replica}", orders, lambda found: found != Orders(), wait))
 
     def _orders(self, replica: str) -> Orders:
-        return Orders(drain=self._must_end(replica), cancel=self._requests.cancels(replica))
+        return Orders(
+            drain=self._must_end(replica),
+            cancel=self._requests.holdings.cancelled(replica),
+            give_way=self._requests.scheduler.gives_way(replica),
+        )
 
     def _must_end(self, replica: str) -> bool:
         try:

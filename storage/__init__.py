@@ -11,26 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnsight_hpc.storage.checksums import FileSum, list_files, resolve_inside, verify_files
+    from nnsight_hpc.storage.convert import convert_dataset
+    from nnsight_hpc.storage.damage import Damage, find_damage, repair
     from nnsight_hpc.storage.manifest import ManifestEntry, read_manifest
     from nnsight_hpc.storage.reader import ActivationDataset
     from nnsight_hpc.storage.schema import CaptureSpec, DatasetAttributes, Provenance, dataset_folder, read_attributes
+    from nnsight_hpc.storage.slices import SliceRange
     from nnsight_hpc.storage.tokens import TokenTable
-    from nnsight_hpc.storage.writer import DatasetWriter, SliceRange
+    from nnsight_hpc.storage.writer import DatasetWriter
 
 _LAZY = {
     "ActivationDataset": "reader",
     "CaptureSpec": "schema",
+    "Damage": "damage",
     "DatasetAttributes": "schema",
     "DatasetWriter": "writer",
     "FileSum": "checksums",
     "ManifestEntry": "manifest",
     "Provenance": "schema",
-    "SliceRange": "writer",
+    "SliceRange": "slices",
     "TokenTable": "tokens",
+    "convert_dataset": "convert",
     "dataset_folder": "schema",
+    "find_damage": "damage",
     "list_files": "checksums",
     "read_attributes": "schema",
     "read_manifest": "manifest",
+    "repair": "damage",
     "resolve_inside": "checksums",
     "verify_files": "checksums",
 }
@@ -38,6 +45,7 @@ _LAZY = {
 __all__ = [
     "ActivationDataset",
     "CaptureSpec",
+    "Damage",
     "DatasetAttributes",
     "DatasetWriter",
     "FileSum",
@@ -45,10 +53,13 @@ __all__ = [
     "Provenance",
     "SliceRange",
     "TokenTable",
+    "convert_dataset",
     "dataset_folder",
+    "find_damage",
     "list_files",
     "read_attributes",
     "read_manifest",
+    "repair",
     "resolve_inside",
     "verify_files",
 ]

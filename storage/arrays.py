@@ -1,30 +1,33 @@
-"""Read rows of an array straight from its shard files, by position (pread).
+"""Arrays on disk that are indexed as NumPy arrays are, and read when they are.
 
-A shard is raw rows, so that any range of rows is one read a shard. Memory maps are not used: cold on a disk they were 4
-to 11 times slower, and they have hung on shared file systems. A single random row costs about as much as 256 rows in a
-block: read blocks, and shuffle them through a buffer (`ActivationDataset.to_torch`).
+A single random row costs about as much as 256 rows in a block: read blocks, and shuffle them through a buffer
+(`ActivationDataset.to_torch`). Rows that are asked for by number are read in the order of the file, neighbours at once.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnsight_hpc.storage.schema import numpy_dtype
-from nnsight_hpc.wire.errors import CorruptData, InvalidInput, NotFound
+from nnsight_hpc.wire.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
+    import dask.array
     import numpy.typing as npt
     import torch
 
+    from nnsight_hpc.storage.files import Files
     from nnsight_hpc.storage.layout import ArrayLayout
 
     Rows = int | slice | Sequence[int] | npt.NDArray[Any]
+
+_GAP_BYTES = 64 << 10  # between two rows that are asked for: reading it costs less than another read
+_SPAN_BYTES = 8 << 20  # read at once, where only some of the rows are kept
 
 
 class RowOutOfRange(InvalidInput, IndexError):
@@ -32,35 +35,41 @@ class RowOutOfRange(InvalidInput, IndexError):
 
 
 class StoredArray:
-    """An array on disk that is indexed like a NumPy array, and read when it is.
+    """An array on disk, ``[rows, *width]``, in shards of raw rows: any range of rows is one read a shard.
 
-    ``array[1000:2000]``, ``array[7]``, ``array[[3, 5, 9]]``, ``array[0:10, :64]`` give NumPy arrays. bfloat16 comes as
-    `ml_dtypes.bfloat16`: ``.astype(np.float32)`` is exact, ``.view(np.uint16)`` gives the bits. `to_torch` gives tensors.
+    ``array[1000:2000]``, ``array[7]``, ``array[[3, 5, 9]]``, ``array[mask]``, ``array[::10, :64]`` give NumPy arrays.
+    bfloat16 comes as `ml_dtypes.bfloat16`: ``.astype(np.float32)`` is exact, ``.view(np.uint16)`` gives the bits.
+    `to_torch` gives tensors.
+
+    Parameters
+    ----------
+    present
+        The ranges of rows [start, stop) that are there, in order.
 
     Raises (when it is indexed)
     ---------------------------
     NotFound
         Rows are asked for that an incomplete dataset does not have yet.
+    RowOutOfRange, InvalidInput
+        There is no such row; or rows are chosen by something else than integers, a slice or a mask.
     CorruptData
-        A shard file is missing, or too short.
+        A file is missing, or too short.
     """
 
-    def __init__(self, root: Path, layout: ArrayLayout, present: Sequence[tuple[int, int]]) -> None:
-        self._root, self._layout, self._present = root, layout, present
+    def __init__(self, files: Files, layout: ArrayLayout, present: Sequence[tuple[int, int]]) -> None:
+        self.shape, self.dtype, self.row_bytes = layout.shape, numpy_dtype(layout.dtype), layout.row_bytes
+        self._files, self._layout, self._present = files, layout, present
+        self._where = files.where(layout.path)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self._layout.shape
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        return numpy_dtype(self._layout.dtype)
+    def ndim(self) -> int:
+        return len(self.shape)
 
     def __len__(self) -> int:
-        return self._layout.rows
+        return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"<StoredArray {self._layout.path} {self.shape} {self._layout.dtype}>"
+        return f"<StoredArray {self._where} {self.shape} {self._layout.dtype}>"
 
     def __getitem__(self, key: Rows | tuple[Any, ...]) -> npt.NDArray[Any]:
         first, *rest = key if isinstance(key, tuple) else (key,)
@@ -73,6 +82,23 @@ class StoredArray:
         """The whole array, read at once; ``np.asarray(array)`` would take it row by row otherwise."""
         return np.asarray(self[:], dtype=dtype)
 
+    def to_numpy(self, rows: Rows = slice(None), dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+        """The rows in `dtype`, which has to hold every value exactly: ``np.float32`` for bfloat16, say.
+
+        Raises
+        ------
+        InvalidInput
+            The conversion could change values; do it yourself, knowing which: ``array[rows].astype(dtype)``.
+        """
+        wanted = self.dtype if dtype is None else np.dtype(dtype)
+        if not np.can_cast(self.dtype, wanted, casting="safe"):
+            raise InvalidInput(
+                f"{wanted} does not hold every value of {self._layout.dtype}",
+                where=self._where,
+                next="convert the rows yourself: array[rows].astype(dtype)",
+            )
+        return self._rows(rows).astype(wanted, copy=False)
+
     def to_torch(self, rows: Rows = slice(None)) -> torch.Tensor:
         """The rows as a tensor of the capture's own dtype, `torch.bfloat16` included."""
         import torch  # noqa: PLC0415  (storage loads no torch before a tensor is asked for)
@@ -82,87 +108,96 @@ class StoredArray:
             return torch.from_numpy(bits.view(np.uint16)).view(torch.bfloat16)
         return torch.from_numpy(bits)
 
+    def to_dask(self, rows_at_once: int | None = None) -> dask.array.Array:
+        """A lazy dask array of blocks of `rows_at_once` rows (about 64 MiB when None); see `storage.lazy`."""
+        from nnsight_hpc.storage.lazy import dask_array  # noqa: PLC0415  (dask is optional)
+
+        return dask_array(self, rows_at_once)
+
     def read_into(self, start: int, buffer: npt.NDArray[Any]) -> None:
         """Fill `buffer` ``[n, *width]`` (contiguous, of this dtype) with rows ``start`` to ``start + n - 1``."""
-        stop = start + len(buffer)
-        missing = list(_gaps(self._present, start, stop))
+        missing = list(_gaps(self._present, start, start + len(buffer)))
         if missing:
             ranges = ", ".join(f"{first} to {last - 1}" for first, last in missing[:10])
             raise NotFound(
                 f"the dataset does not have rows {ranges} yet",
-                where=str(self._root / self._layout.path),
+                where=self._where,
                 next="read the ranges in `present`, or resume the dump that writes it",
             )
-        for shard in range(start // self._layout.shard_rows, -(-stop // self._layout.shard_rows)):
-            first, last = self._layout.shard_bounds(shard)
+        if len(buffer):
+            self._fill(start, buffer)
+
+    def _fill(self, start: int, buffer: npt.NDArray[Any]) -> None:
+        layout, stop = self._layout, start + len(buffer)
+        for shard in range(start // layout.shard_rows, -(-stop // layout.shard_rows)):
+            first, last = layout.shard_bounds(shard)
             low, high = max(start, first), min(stop, last)
-            self._read_shard(shard, low - first, buffer[low - start : high - start])
+            memory = buffer[low - start : high - start].reshape(-1).view(np.uint8).data
+            self._files.read_into(layout.shard_path(shard), layout.data_offset + (low - first) * self.row_bytes, memory)
 
     def _rows(self, key: Rows) -> npt.NDArray[Any]:
         if isinstance(key, slice):
-            return self._slice(*key.indices(len(self)))
-        if isinstance(key, int | np.integer):
-            row = int(self._positive(np.array([int(key)]))[0])
-            single: npt.NDArray[Any] = self._read([(row, row + 1)])[0]
+            return self._slice(range(len(self))[key])
+        if isinstance(key, int | np.integer) and not isinstance(key, bool):
+            row = int(self._positive(np.array([key]))[0])
+            single: npt.NDArray[Any] = self._block(row, row + 1)[0]
             return single
-        rows = np.asarray(key if len(key) else np.empty(0, dtype=np.int64))
-        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
-            raise InvalidInput(f"rows are chosen by an integer, a slice or integers, not by {rows.dtype} {rows.shape}")
-        return self._read(_runs(self._positive(rows)))
+        return self._gather(self._numbers(key))
 
-    def _slice(self, start: int, stop: int, step: int) -> npt.NDArray[Any]:
-        rows = range(start, stop, step)
-        if not rows:
-            return self._read([])
-        if abs(step) > 1:
-            return self._read([(row, row + 1) for row in rows])
-        block = self._read([(min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1)])
-        return block if step == 1 else block[::-1].copy()  # torch takes no negative strides
+    def _slice(self, rows: range) -> npt.NDArray[Any]:
+        if abs(rows.step) > 1:
+            return self._gather(np.arange(rows.start, rows.stop, rows.step))
+        if rows.step == 1 or not rows:
+            return self._block(rows.start, rows.start + len(rows))
+        return self._block(rows[-1], rows[0] + 1)[::-1].copy()  # torch takes no negative strides
+
+    def _numbers(self, key: npt.ArrayLike) -> npt.NDArray[Any]:
+        rows = np.asarray(key)
+        if rows.shape == (0,):
+            return np.empty(0, dtype=np.int64)  # an empty list has no integers to show
+        if rows.dtype == np.bool_ and rows.shape == (len(self),):
+            return np.flatnonzero(rows)
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            raise InvalidInput(
+                f"rows are chosen by an integer, a slice, integers or a mask of {len(self)} truth values, "
+                f"not by {rows.dtype} {rows.shape}",
+                where=self._where,
+            )
+        return self._positive(rows.astype(np.int64))
 
     def _positive(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         bad = rows[(rows < -len(self)) | (rows >= len(self))]
         if len(bad):
-            raise RowOutOfRange(
-                f"there is no row {bad[0]}", where=str(self._root / self._layout.path), why=f"it has {len(self)}"
-            )
+            raise RowOutOfRange(f"there is no row {bad[0]}", where=self._where, why=f"it has {len(self)}")
         return np.where(rows < 0, rows + len(self), rows)
 
-    def _read(self, runs: Sequence[tuple[int, int]]) -> npt.NDArray[Any]:
-        total = sum(stop - start for start, stop in runs)
-        rows = np.empty((total, *self._layout.width_shape), dtype=self.dtype)
-        at = 0
-        for start, stop in runs:
-            self.read_into(start, rows[at : at + stop - start])
-            at += stop - start
-        return rows
+    def _block(self, start: int, stop: int) -> npt.NDArray[Any]:
+        block = self._empty(stop - start)
+        self.read_into(start, block)
+        return block
 
-    def _read_shard(self, shard: int, row: int, buffer: npt.NDArray[Any]) -> None:
-        path = self._root / self._layout.shard_path(shard)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise CorruptData(
-                "a shard of the dataset is missing", where=str(path), next="fetch or write it again"
-            ) from error
-        try:
-            view, offset = buffer.reshape(-1).view(np.uint8).data, row * self._layout.row_bytes
-            while view:
-                count = os.preadv(descriptor, [view], offset)
-                if not count:
-                    raise CorruptData(
-                        "a shard of the dataset is too short", where=str(path), next="fetch or write it again"
-                    )
-                view, offset = view[count:], offset + count
-        finally:
-            os.close(descriptor)
+    def _gather(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows by number, in any order: read in the order of the file, in spans of what lies close together."""
+        gathered, order = self._empty(len(rows)), np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        for first, last in self._spans(ascending):
+            numbers = ascending[first:last]
+            block = self._block(int(numbers[0]), int(numbers[-1]) + 1)
+            gathered[order[first:last]] = block[numbers - numbers[0]]
+        return gathered
 
+    def _spans(self, ascending: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
+        """Cut ascending row numbers into parts that are read at once: gaps, and the whole, are bounded in bytes."""
+        gap, most = (max(1, size // self.row_bytes) for size in (_GAP_BYTES, _SPAN_BYTES))
+        far = np.diff(ascending) > gap
+        missing = np.searchsorted([start for start, _ in self._present], ascending, side="right")
+        border = (np.diff(ascending // most) > 0) | (np.diff(missing) > 0)
+        cuts = np.flatnonzero(far | border) + 1
+        edges = [0, *cuts.tolist(), len(ascending)]
+        return itertools.pairwise(edges) if len(ascending) else iter(())
 
-def _runs(rows: npt.NDArray[Any]) -> list[tuple[int, int]]:
-    """Cut row numbers into ranges of neighbours, in their order."""
-    if not len(rows):
-        return []
-    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, cuts)]
+    def _empty(self, rows: int) -> npt.NDArray[Any]:
+        return np.empty((rows, *self.shape[1:]), dtype=self.dtype)
 
 
 def _gaps(present: Iterable[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -13,13 +13,14 @@ import google_crc32c
 import msgspec
 import numpy as np
 
+from nnsight_hpc.storage.hdf5 import INDEX
 from nnsight_hpc.storage.layout import array_paths
 from nnsight_hpc.storage.manifest import MANIFEST, read_manifest
-from nnsight_hpc.storage.schema import read_attributes
+from nnsight_hpc.storage.schema import METADATA, DatasetAttributes, read_attributes
 from nnsight_hpc.wire.errors import Conflict, CorruptData, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
@@ -33,10 +34,9 @@ class FileSum(msgspec.Struct, frozen=True):
     crc32c: str
 
 
-def crc32c_of(file: int) -> str:
-    """The crc32c of all bytes of an open file, read in blocks by position."""
+def crc32c_of(file: int, *, checksum: int = 0, offset: int = 0) -> str:
+    """The crc32c of all bytes of an open file, read in blocks by position; `checksum` is that of the first `offset`."""
     buffer = np.empty(_BLOCK_BYTES, dtype=np.uint8)
-    checksum = offset = 0
     while count := os.preadv(file, [buffer.data], offset):
         checksum = google_crc32c.extend(checksum, buffer[:count])
         offset += count
@@ -66,10 +66,15 @@ def list_files(root: Path) -> list[FileSum]:
     if not attributes.complete:
         raise Conflict("the dataset is not complete", where=str(root), next="wait until it is written, or resume it")
     shards = [FileSum(entry.path, entry.bytes, entry.crc32c) for entry in read_manifest(root)]
-    groups = ("", "tokens/", "documents/", "activations/")
-    arrays = [f"{path}/" for path in array_paths(attributes)]
-    metadata = [file_sum(root, f"{folder}zarr.json") for folder in (*groups, *arrays)]
-    return [*metadata, file_sum(root, MANIFEST), *shards]
+    metadata = [file_sum(root, path) for path in [*_metadata_files(root, attributes), MANIFEST]]
+    return [*metadata, *shards]
+
+
+def _metadata_files(root: Path, attributes: DatasetAttributes) -> list[str]:
+    if attributes.store == "hdf5":
+        return [METADATA["hdf5"], *([INDEX] if (root / INDEX).exists() else [])]  # only a convenience
+    folders = ("", "tokens/", "documents/", "activations/", *(f"{path}/" for path in array_paths(attributes)))
+    return [f"{folder}zarr.json" for folder in folders]
 
 
 def resolve_inside(root: Path, path: str) -> Path:
@@ -97,7 +102,7 @@ def verify_files(root: Path, files: Iterable[FileSum]) -> None:
     CorruptData
         Files are missing or differ; all of them are named.
     """
-    problems = list(_mismatches(root, files))
+    problems = [f"{file.path}: {problem}" for file in files if (problem := file_problem(root, file))]
     if problems:
         raise CorruptData(
             f"{len(problems)} of the dataset's files do not match their checksums",
@@ -107,14 +112,12 @@ def verify_files(root: Path, files: Iterable[FileSum]) -> None:
         )
 
 
-def _mismatches(root: Path, files: Iterable[FileSum]) -> Iterator[str]:
-    for expected in files:
-        try:
-            found = file_sum(root, str(resolve_inside(root, expected.path).relative_to(root)))
-        except FileNotFoundError:
-            yield f"{expected.path}: missing"
-            continue
-        if found.bytes != expected.bytes:
-            yield f"{expected.path}: {found.bytes} bytes, expected {expected.bytes}"
-        elif found.crc32c != expected.crc32c:
-            yield f"{expected.path}: crc32c {found.crc32c}, expected {expected.crc32c}"
+def file_problem(root: Path, expected: FileSum) -> str:
+    """How a file differs in size and checksum; empty when it does not."""
+    try:
+        found = file_sum(root, str(resolve_inside(root, expected.path).relative_to(root)))
+    except FileNotFoundError:
+        return "missing"
+    if found.bytes != expected.bytes:
+        return f"{found.bytes} bytes, expected {expected.bytes}"
+    return "" if found.crc32c == expected.crc32c else f"crc32c {found.crc32c}, expected {expected.crc32c}"

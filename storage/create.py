@@ -1,4 +1,4 @@
-"""Make the folder of a new dataset: metadata by zarr-python, tokens and documents by our own shard writer.
+"""Make the folder of a new dataset: its metadata, and the shards of tokens and documents.
 
 The folder is built under a hidden name beside its place and renamed there when it is whole, so that a crash leaves no
 half-made dataset.
@@ -11,9 +11,9 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import zarr
 
-from nnsight_hpc.storage.layout import ArrayLayout, capture_chunk_rows, shard_rows, table_layout
+from nnsight_hpc.storage import hdf5, zarr_metadata
+from nnsight_hpc.storage.layout import BLOCK_ROWS, ArrayLayout, capture_chunk_rows, shard_rows, table_layout
 from nnsight_hpc.storage.manifest import write_table_manifest
 from nnsight_hpc.storage.schema import (
     FORMAT,
@@ -21,9 +21,9 @@ from nnsight_hpc.storage.schema import (
     CaptureSpec,
     DatasetAttributes,
     Provenance,
+    Store,
     check_captures,
-    dataset_folder,
-    fill_value,
+    store_of,
 )
 from nnsight_hpc.storage.shards import ShardWriter, disk_errors
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nnsight_hpc.storage.tokens import TokenTable
+
+_BYTES_OF_NOTHING = 8192
+"""Bytes a token that decide on the slices of a dataset without captures of tokens: 65,536 tokens in 512 MiB."""
 
 
 def create_dataset(
@@ -66,13 +69,16 @@ def create_dataset(
     NotFound
         The folder that should hold the dataset does not exist.
     """
+    store = store_of(path)
     _check_place(path)
     check_captures(captures)
     if min(shard_bytes, 1 if rows_per_slice is None else rows_per_slice) < 1:
         raise InvalidInput("shard_bytes and rows_per_slice must be at least 1")
     arrays = tokens.arrays()
-    layouts, slice_rows = _capture_layouts(captures, len(tokens.input_ids), rows_per_slice, shard_bytes)
-    attributes = _attributes(captures, tokens, provenance, slice_rows)
+    sizes = {"token": len(tokens.input_ids), "document": len(tokens.ids)}
+    layouts, slice_rows = _capture_layouts(captures, sizes, rows_per_slice, shard_bytes, store)
+    attributes = _attributes(captures, tokens, provenance, slice_rows, store)
+    _check_slices(attributes)
     building = path.with_name(f".{path.name}.{token_hex(4)}.partial")
     try:
         with disk_errors(path):
@@ -82,9 +88,18 @@ def create_dataset(
         shutil.rmtree(building, ignore_errors=True)
 
 
+def planned_layouts(
+    captures: Sequence[CaptureSpec], tokens: TokenTable, *, rows_per_slice: int, shard_bytes: int, store: Store
+) -> tuple[list[ArrayLayout], int]:
+    """The arrays that a dataset is going to have, and the rows of a slice, as `create_dataset` would make them."""
+    check_captures(captures)
+    sizes = {"token": len(tokens.input_ids), "document": len(tokens.ids)}
+    layouts, slice_rows = _capture_layouts(captures, sizes, rows_per_slice, shard_bytes, store)
+    tables = [table_layout(path, array.shape, array.dtype.name, store) for path, array in tokens.arrays().items()]
+    return [*tables, *layouts], slice_rows
+
+
 def _check_place(path: Path) -> None:
-    if dataset_folder(path.parent, path.name.removesuffix(".zarr")) != path:
-        raise InvalidInput("the folder of a dataset must end in .zarr", where=str(path))
     if path.exists():
         raise _exists(path)
     if not path.parent.is_dir():
@@ -98,7 +113,7 @@ def _exists(path: Path) -> Conflict:
 
 
 def _attributes(
-    captures: Sequence[CaptureSpec], tokens: TokenTable, provenance: Provenance, slice_rows: int
+    captures: Sequence[CaptureSpec], tokens: TokenTable, provenance: Provenance, slice_rows: int, store: Store
 ) -> DatasetAttributes:
     return DatasetAttributes(
         format=FORMAT,
@@ -109,23 +124,49 @@ def _attributes(
         slice_rows=slice_rows,
         captures=tuple(captures),
         provenance=provenance,
+        store=store,
     )
 
 
+def _check_slices(attributes: DatasetAttributes) -> None:
+    """Documents are computed by the slice in which they begin: without tokens there is none."""
+    of_documents = any(capture.rows == "document" for capture in attributes.captures)
+    if of_documents and attributes.documents and not attributes.rows:
+        raise InvalidInput("captures of documents need documents that have tokens")
+
+
 def _capture_layouts(
-    captures: Sequence[CaptureSpec], rows: int, rows_per_slice: int | None, shard_bytes: int
+    captures: Sequence[CaptureSpec],
+    sizes: dict[str, int],
+    rows_per_slice: int | None,
+    shard_bytes: int,
+    store: Store,
 ) -> tuple[list[ArrayLayout], int]:
-    """The layouts of the captures, which share one number of rows a shard, and the rows of a slice."""
-    bare = [ArrayLayout(f"activations/{c.name}", (rows, *c.width_shape), c.dtype, 1, 1) for c in captures]
-    chunks = [capture_chunk_rows(layout.row_bytes, rows_per_slice or rows) for layout in bare]
-    unit, widest = max(chunks), max(layout.row_bytes for layout in bare)
-    shard = shard_rows(widest, rows_per_slice or rows, unit, shard_bytes)
-    slice_rows = -(-(rows_per_slice or shard) // shard) * shard
-    layouts = [
-        msgspec.structs.replace(layout, chunk_rows=chunk, shard_rows=shard)
-        for layout, chunk in zip(bare, chunks, strict=True)
+    """The layouts of the captures, and the rows of a slice; captures of tokens share one number of rows a shard."""
+    tokens = rows_per_slice or sizes["token"]
+    layouts = [_bare_layout(capture, sizes, tokens, store) for capture in captures]
+    of_tokens = [layout for c, layout in zip(captures, layouts, strict=True) if c.rows == "token"]
+    unit = max((layout.chunk_rows for layout in of_tokens), default=BLOCK_ROWS)
+    widest = max((layout.row_bytes for layout in of_tokens), default=_BYTES_OF_NOTHING)
+    shard = shard_rows(widest, tokens, unit, shard_bytes)
+    whole = [
+        msgspec.structs.replace(
+            layout,
+            shard_rows=shard
+            if capture.rows == "token"
+            else shard_rows(layout.row_bytes, layout.rows, layout.chunk_rows, shard_bytes),
+        )
+        for capture, layout in zip(captures, layouts, strict=True)
     ]
-    return layouts, slice_rows
+    return whole, -(-(rows_per_slice or shard) // shard) * shard
+
+
+def _bare_layout(capture: CaptureSpec, sizes: dict[str, int], tokens: int, store: Store) -> ArrayLayout:
+    """The layout of a capture whose shards are to be cut yet."""
+    path, shape = f"activations/{capture.name}", (sizes[capture.rows], *capture.width_shape)
+    layout = ArrayLayout(path, shape, capture.dtype, 1, 1, store)
+    rows = tokens if capture.rows == "token" else layout.rows
+    return msgspec.structs.replace(layout, chunk_rows=capture_chunk_rows(layout.row_bytes, rows))
 
 
 def _build(
@@ -135,45 +176,18 @@ def _build(
     arrays: dict[str, npt.NDArray[Any]],
     writer: str,
 ) -> None:
-    root = zarr.create_group(str(folder), zarr_format=3, attributes=msgspec.to_builtins(attributes))
-    for name in ("tokens", "documents", "activations"):
-        root.create_group(name)
-    tables = [table_layout(path, array.shape, array.dtype.name) for path, array in arrays.items()]
-    for layout in [*tables, *captures]:
-        _create_array(root, layout)
+    tables = [table_layout(path, array.shape, array.dtype.name, attributes.store) for path, array in arrays.items()]
+    metadata = hdf5 if attributes.store == "hdf5" else zarr_metadata
+    folder.mkdir()
+    metadata.write_metadata(folder, attributes, [*tables, *captures])
     entries = []
     for layout in tables:
-        for shard in range(layout.shards):
-            start, stop = layout.shard_bounds(shard)
-            with ShardWriter(folder, layout, shard) as shard_writer:
-                shard_writer.write(start, arrays[layout.path][start:stop])
+        for shard in layout.shard_files(0, layout.rows):
+            with ShardWriter(folder, shard) as shard_writer:
+                shard_writer.write(shard.start, arrays[layout.path][shard.start : shard.stop])
                 entries.append(shard_writer.seal(slice_number=None, writer=writer))
                 shard_writer.publish()
     write_table_manifest(folder, entries)
-
-
-def _create_array(root: zarr.Group, layout: ArrayLayout) -> None:
-    width = layout.width_shape
-    root.create_array(
-        layout.path,
-        shape=layout.shape,
-        dtype=layout.physical,
-        chunks=(layout.chunk_rows, *width),
-        shards=(layout.shard_rows, *width),
-        compressors=None,
-        filters=None,
-        fill_value=fill_value(layout.dtype),
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=_dimension_names(layout),
-        attributes={"logical_dtype": layout.dtype},
-    )
-
-
-def _dimension_names(layout: ArrayLayout) -> tuple[str, ...]:
-    row, column = ("document", "byte") if layout.path.startswith("documents/") else ("token", "d_model")
-    if len(layout.width_shape) == 1:
-        return (row, column)
-    return (row, *(f"dim_{axis}" for axis in range(1, len(layout.shape))))
 
 
 def _move_into_place(building: Path, path: Path) -> None:

@@ -1,18 +1,18 @@
 """How the rows of an array lie in shard files, and how many rows go into a chunk and a shard.
 
-A shard file is raw rows in row-major order, then the index of its chunks; see "Shard files" in `docs/spec/dataset.md`.
-Everything here is arithmetic on sizes, and the reading of an array's ``zarr.json``: no zarr-python is needed.
+A shard file is raw rows in row-major order, in Zarr followed by the index of its chunks, in HDF5 behind a header; see
+"Shard files" in `docs/spec/dataset.md`. Everything here is arithmetic on sizes.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from nnsight_hpc.storage.schema import LOGICAL_DTYPES, DatasetAttributes, physical_dtype
-from nnsight_hpc.wire.errors import CorruptData, Incompatible
+from nnsight_hpc.storage.schema import LOGICAL_DTYPES, METADATA, DatasetAttributes, Store, physical_dtype
+from nnsight_hpc.wire.errors import CorruptData, Incompatible, InvalidInput
 from nnsight_hpc.wire.files import read_if_there
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INDEX_ENTRY_BYTES = 16  # offset and size of a chunk, both uint64
 CHECKSUM_BYTES = 4  # crc32c of the index
+HDF5_HEADER_BYTES = 2048  # what HDF5 writes before the rows of a file that holds one contiguous dataset
 
 BLOCK_ROWS = 256  # the smallest chunk, and the unit in which a reader shuffles
 _CAPTURE_CHUNK_ROWS = 1024
@@ -40,6 +41,7 @@ class ArrayLayout(msgspec.Struct, frozen=True):
     dtype: str
     chunk_rows: int
     shard_rows: int
+    store: Store = "zarr"
 
     @property
     def rows(self) -> int:
@@ -61,28 +63,66 @@ class ArrayLayout(msgspec.Struct, frozen=True):
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
 
+    @property
+    def data_offset(self) -> int:
+        """The byte of a shard file at which its rows begin."""
+        return HDF5_HEADER_BYTES if self.store == "hdf5" else 0
+
     def shard_bounds(self, shard: int) -> tuple[int, int]:
         """First row of a shard, and the row after its last (the last shard may be cut short by the array's end)."""
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.rows)
 
     def shard_path(self, shard: int) -> str:
-        """Path of a shard file below the root: Zarr's chunk key with ``.`` as its separator."""
+        """Path of a shard file below the root; in Zarr its chunk key, with ``.`` as the separator."""
+        if self.store == "hdf5":
+            return f"{self.path}/shard-{shard:06d}.h5"
         return f"{self.path}/c.{shard}" + ".0" * len(self.width_shape)
 
-    def chunks_in(self, shard: int) -> int:
-        """How many chunks of a shard hold rows of the array; the others are marked empty in the index."""
-        start, stop = self.shard_bounds(shard)
-        return -(-(stop - start) // self.chunk_rows)
+    def shard_file(self, shard: int) -> RowsFile:
+        return RowsFile(self, self.shard_path(shard), *self.shard_bounds(shard), self.store)
+
+    def shard_files(self, start: int, stop: int) -> list[RowsFile]:
+        """The shards that hold rows ``start`` to ``stop - 1``."""
+        return [self.shard_file(shard) for shard in range(start // self.shard_rows, -(-stop // self.shard_rows))]
 
     def shard_bytes(self, shard: int) -> int:
-        """Size of a finished shard file: whole chunks, the index, and its checksum."""
-        data = self.chunks_in(shard) * self.chunk_rows * self.row_bytes
-        return data + self.shard_rows // self.chunk_rows * INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+        return self.shard_file(shard).bytes
 
     @property
     def total_bytes(self) -> int:
         return sum(self.shard_bytes(shard) for shard in range(self.shards))
+
+
+class RowsFile(msgspec.Struct, frozen=True):
+    """A file of rows ``start`` to ``stop - 1`` of an array: a shard, or bare rows that wait for theirs (``raw``)."""
+
+    array: ArrayLayout
+    path: str
+    start: int
+    stop: int
+    kind: Store | Literal["raw"]
+
+    @property
+    def data_offset(self) -> int:
+        return 0 if self.kind == "raw" else self.array.data_offset
+
+    @property
+    def data_bytes(self) -> int:
+        return (self.stop - self.start) * self.array.row_bytes
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks of a Zarr shard hold rows of the array; the others are marked empty in the index."""
+        return -(-(self.stop - self.start) // self.array.chunk_rows)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the finished file: in Zarr whole chunks, the index, and its checksum."""
+        if self.kind != "zarr":
+            return self.data_offset + self.data_bytes
+        data = self.chunks * self.array.chunk_rows * self.array.row_bytes
+        return data + self.array.shard_rows // self.array.chunk_rows * INDEX_ENTRY_BYTES + CHECKSUM_BYTES
 
 
 def capture_chunk_rows(row_bytes: int, rows: int) -> int:
@@ -90,11 +130,11 @@ def capture_chunk_rows(row_bytes: int, rows: int) -> int:
     return _chunk_rows(row_bytes, rows, _CAPTURE_CHUNK_BYTES, _CAPTURE_CHUNK_ROWS)
 
 
-def table_layout(path: str, shape: tuple[int, ...], dtype: str) -> ArrayLayout:
+def table_layout(path: str, shape: tuple[int, ...], dtype: str, store: Store) -> ArrayLayout:
     """The layout of an array of tokens or documents, which is written at once when the dataset is created."""
     row_bytes = math.prod(shape[1:]) * physical_dtype(dtype).itemsize
     chunk = _chunk_rows(row_bytes, shape[0], _TABLE_CHUNK_BYTES, _TABLE_CHUNK_ROWS)
-    return ArrayLayout(path, shape, dtype, chunk, shard_rows(row_bytes, shape[0], chunk, _TABLE_SHARD_BYTES))
+    return ArrayLayout(path, shape, dtype, chunk, shard_rows(row_bytes, shape[0], chunk, _TABLE_SHARD_BYTES), store)
 
 
 def shard_rows(row_bytes: int, rows: int, unit: int, target_bytes: int) -> int:
@@ -114,7 +154,7 @@ def _next_power_of_two(number: int) -> int:
 
 
 def dataset_layouts(root: Path, attributes: DatasetAttributes) -> list[ArrayLayout]:
-    """The layouts of all arrays of a dataset, tokens and documents first, as their ``zarr.json`` say.
+    """The layouts of all arrays of a dataset, tokens and documents first, as their metadata say.
 
     Raises
     ------
@@ -123,13 +163,14 @@ def dataset_layouts(root: Path, attributes: DatasetAttributes) -> list[ArrayLayo
     Incompatible
         An array is stored in another way than this program reads (compressed, for example).
     """
-    layouts = [_read_layout(root, path) for path in array_paths(attributes)]
-    expected = [*_table_rows(attributes), *((attributes.rows, c.width_shape, c.dtype) for c in attributes.captures)]
-    for layout, (rows, width, dtype) in zip(layouts, expected, strict=True):
+    read = _hdf5_layouts if attributes.store == "hdf5" else _zarr_layouts
+    layouts = read(root, array_paths(attributes))
+    captures = [(attributes.rows_of(c), c.width_shape, c.dtype) for c in attributes.captures]
+    for layout, (rows, width, dtype) in zip(layouts, [*_table_rows(attributes), *captures], strict=True):
         if (layout.rows, layout.dtype) != (rows, dtype) or (width is not None and layout.width_shape != width):
             raise CorruptData(
                 "an array does not have the shape and dtype that the dataset's attributes state",
-                where=str(root / layout.path / "zarr.json"),
+                where=str(root / ("dataset.json" if layout.store == "hdf5" else f"{layout.path}/zarr.json")),
                 why=f"found {layout.shape} {layout.dtype}, expected {rows} rows of {width} {dtype}",
             )
     return layouts
@@ -144,6 +185,35 @@ def array_paths(attributes: DatasetAttributes) -> list[str]:
 def _table_rows(attributes: DatasetAttributes) -> Sequence[tuple[int, tuple[int, ...] | None, str]]:
     tokens: tuple[int, tuple[int, ...], str] = (attributes.rows, (), "int32")
     return (tokens, tokens, tokens, (attributes.documents + 1, (), "int64"), (attributes.documents, None, "uint8"))
+
+
+class Hdf5Array(msgspec.Struct, frozen=True):
+    """What ``dataset.json`` says of an array whose shards are HDF5 files."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    shard_rows: int
+
+
+class Hdf5Arrays(msgspec.Struct, frozen=True):
+    arrays: tuple[Hdf5Array, ...]
+
+
+def _hdf5_layouts(root: Path, paths: Sequence[str]) -> list[ArrayLayout]:
+    file = root / METADATA["hdf5"]
+    try:
+        arrays = {array.path: array for array in msgspec.json.decode(file.read_bytes(), type=Hdf5Arrays).arrays}
+        return [_hdf5_layout(arrays[path]) for path in paths]
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, LookupError, ValueError, InvalidInput) as error:
+        raise CorruptData("the arrays' metadata cannot be read", where=str(file), why=repr(error)) from error
+
+
+def _hdf5_layout(array: Hdf5Array) -> ArrayLayout:
+    physical_dtype(array.dtype)
+    if array.shard_rows < 1:
+        raise ValueError(f"{array.path}: {array.shard_rows} rows a shard")
+    return ArrayLayout(array.path, array.shape, array.dtype, array.shard_rows, array.shard_rows, "hdf5")
 
 
 class _Named(msgspec.Struct):
@@ -161,7 +231,11 @@ class _ArrayMetadata(msgspec.Struct):
     attributes: dict[str, Any]
 
 
-def _read_layout(root: Path, path: str) -> ArrayLayout:
+def _zarr_layouts(root: Path, paths: Sequence[str]) -> list[ArrayLayout]:
+    return [_zarr_layout(root, path) for path in paths]
+
+
+def _zarr_layout(root: Path, path: str) -> ArrayLayout:
     file = root / path / "zarr.json"
     raw = read_if_there(file) if file.parent.is_dir() else None
     if raw is None:

@@ -1,34 +1,31 @@
 """The manifest commits: a shard belongs to the dataset when a line here says so.
 
 While a dataset is written, each slice has a file of its own, ``manifest/slice-000012.jsonl``, which appears in one step
-after all of the slice's shards; ``manifest/tables.jsonl`` lists tokens and documents. At the end they are merged into
-``manifest.jsonl``, and the root attribute `complete` becomes true.
+after all of the slice's files; ``manifest/tables.jsonl`` lists what belongs to no slice. At the end they are merged into
+``manifest.jsonl`` (`storage.finish`).
 """
 
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from nnsight_hpc.storage.layout import dataset_layouts
-from nnsight_hpc.storage.schema import FILE_MODE, read_attributes
-from nnsight_hpc.wire.errors import Conflict, CorruptData
+from nnsight_hpc.storage.schema import FILE_MODE
+from nnsight_hpc.wire.errors import CorruptData
 from nnsight_hpc.wire.files import read_if_there, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 MANIFEST = "manifest.jsonl"
 _PARTS = "manifest"
-_SHOWN = 20
 
 
 class ManifestEntry(msgspec.Struct, frozen=True):
-    """A finished shard file.
+    """A finished file: a shard, or rows of documents that wait for theirs.
 
     Parameters
     ----------
@@ -41,7 +38,7 @@ class ManifestEntry(msgspec.Struct, frozen=True):
     crc32c
         Checksum of the whole file, 8 hexadecimal digits.
     slice
-        Number of the slice that it belongs to; None for tokens and documents.
+        Number of the slice that it belongs to; None for tokens, documents, and captures of documents.
     writer
         Who wrote it: host and process, or a Slurm job.
     time
@@ -58,30 +55,30 @@ class ManifestEntry(msgspec.Struct, frozen=True):
 
 
 def write_table_manifest(root: Path, entries: Iterable[ManifestEntry]) -> None:
-    """Commit the shards of tokens and documents of a new dataset."""
-    (root / _PARTS).mkdir()
+    """Commit the shards that belong to no slice."""
+    (root / _PARTS).mkdir(exist_ok=True)
     _write(root / _PARTS / "tables.jsonl", entries)
 
 
 def write_slice_manifest(root: Path, number: int, entries: Iterable[ManifestEntry]) -> None:
-    """Commit the shards of one slice."""
+    """Commit the files of one slice."""
     _write(_slice_file(root, number), entries)
 
 
 def remove_slice_manifest(root: Path, number: int) -> None:
     """Take a slice back, before it is written again."""
-    (root / MANIFEST).unlink(missing_ok=True)  # there after a crash between the merge and `complete`
+    remove_whole_manifest(root)  # it is there after a crash between the merge and `complete`
     _slice_file(root, number).unlink(missing_ok=True)
 
 
 def slice_is_done(root: Path, number: int) -> bool:
-    """Whether a slice is committed and its shards are there in full size."""
+    """Whether a slice is committed and its files are there in full size."""
     raw = read_if_there(_slice_file(root, number))
-    return raw is not None and not any(_damage(root, entry) for entry in _decode(raw, _slice_file(root, number)))
+    return raw is not None and not any(size_problem(root, entry) for entry in _decode(raw, _slice_file(root, number)))
 
 
 def read_manifest(root: Path) -> list[ManifestEntry]:
-    """All committed shards of a dataset, complete or not.
+    """All committed files of a dataset, complete or not.
 
     Raises
     ------
@@ -95,61 +92,39 @@ def read_manifest(root: Path) -> list[ManifestEntry]:
     return [entry for part in parts for entry in _decode(read_if_there(part) or b"", part)]
 
 
-def complete_dataset(root: Path) -> None:
-    """Merge the manifest and set `complete`, if every planned shard is committed and there; again is harmless.
+def write_manifest(root: Path, entries: Iterable[ManifestEntry]) -> None:
+    """Write the manifest of a complete dataset."""
+    _write(root / MANIFEST, entries)
 
-    Raises
-    ------
-    Conflict
-        Shards are missing; the first of them are named.
-    """
-    attributes = read_attributes(root)
-    if not attributes.complete:
-        entries = _planned_entries(root)
-        _write(root / MANIFEST, entries)
-        _set_complete(root / "zarr.json")
+
+def reopen_manifest(root: Path, *, without_slices: Collection[int], without_paths: Collection[str]) -> None:
+    """Have a manifest for each slice again, but for some slices; what belongs to no slice stays, but for some paths."""
+    entries = read_manifest(root)
+    write_table_manifest(root, [one for one in entries if one.slice is None and one.path not in without_paths])
+    for number in sorted({one.slice for one in entries if one.slice is not None}):
+        if number in without_slices:
+            _slice_file(root, number).unlink(missing_ok=True)
+        else:
+            write_slice_manifest(root, number, [one for one in entries if one.slice == number])
+
+
+def remove_whole_manifest(root: Path) -> None:
+    """Remove the manifest of a dataset that is no longer complete: its parts count now."""
+    (root / MANIFEST).unlink(missing_ok=True)
+
+
+def remove_manifest_parts(root: Path) -> None:
+    """Remove what the manifest of a complete dataset has replaced."""
     shutil.rmtree(root / _PARTS, ignore_errors=True)
 
 
-def _planned_entries(root: Path) -> list[ManifestEntry]:
-    committed = {entry.path: entry for entry in read_manifest(root)}
-    entries, problems = [], []
-    for layout in dataset_layouts(root, read_attributes(root)):
-        for shard in range(layout.shards):
-            path, planned = layout.shard_path(shard), (layout.shard_bounds(shard), layout.shard_bytes(shard))
-            entry = committed.get(path)
-            if entry is None:
-                problems.append(f"{path}: not written")
-            elif (entry.rows, entry.bytes) != planned:
-                problems.append(
-                    f"{path}: its manifest says rows {entry.rows}, {entry.bytes} bytes; planned are {planned}"
-                )
-            elif damage := _damage(root, entry):
-                problems.append(damage)
-            else:
-                entries.append(entry)
-    if problems:
-        raise Conflict(
-            f"the dataset is not whole: {len(problems)} shards are missing",
-            where=str(root),
-            why="\n".join(problems[:_SHOWN]),
-            next="write the slices that are pending",
-        )
-    return entries
-
-
-def _damage(root: Path, entry: ManifestEntry) -> str:
+def size_problem(root: Path, entry: ManifestEntry) -> str:
+    """What is wrong with the size of a committed file; empty when nothing is."""
     try:
         size = (root / entry.path).stat().st_size
     except FileNotFoundError:
-        return f"{entry.path}: the file is missing"
-    return "" if size == entry.bytes else f"{entry.path}: {size} bytes, the manifest says {entry.bytes}"
-
-
-def _set_complete(file: Path) -> None:
-    metadata = msgspec.json.decode(file.read_bytes())
-    metadata["attributes"] |= {"complete": True, "completed": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_atomically(file, msgspec.json.format(msgspec.json.encode(metadata), indent=2), mode=FILE_MODE)
+        return "the file is missing"
+    return "" if size == entry.bytes else f"{size} bytes, the manifest says {entry.bytes}"
 
 
 def _slice_file(root: Path, number: int) -> Path:

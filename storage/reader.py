@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from nnsight_hpc.storage.arrays import RowOutOfRange, StoredArray
+from nnsight_hpc.storage.arrays import StoredArray
 from nnsight_hpc.storage.checksums import FileSum, verify_files
+from nnsight_hpc.storage.document_view import Document, Documents
+from nnsight_hpc.storage.files import LocalFiles
 from nnsight_hpc.storage.layout import ArrayLayout, dataset_layouts
 from nnsight_hpc.storage.manifest import read_manifest
 from nnsight_hpc.storage.schema import read_attributes
-from nnsight_hpc.storage.tokens import decode_id
+from nnsight_hpc.storage.selection import Selection
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
+    import xarray
 
+    from nnsight_hpc.storage.arrays import Rows
     from nnsight_hpc.storage.schema import CaptureSpec, Provenance
+    from nnsight_hpc.storage.selection import Condition
     from nnsight_hpc.storage.torch_dataset import TorchBatches
 
 BUFFER_ROWS = 32768
@@ -37,26 +42,8 @@ class Tokens:
     document: StoredArray
     position: StoredArray
 
-
-@dataclass(frozen=True)
-class Document:
-    """A document of the dataset: rows ``start`` to ``stop - 1``; ``document["resid_10"]`` reads its activations."""
-
-    index: int
-    id: str
-    start: int
-    stop: int
-    dataset: ActivationDataset
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, capture: str) -> npt.NDArray[Any]:
-        return self.dataset[capture][self.start : self.stop]
-
-    @property
-    def input_ids(self) -> npt.NDArray[Any]:
-        return self.dataset.tokens.input_ids[self.start : self.stop]
+    def arrays(self) -> dict[str, StoredArray]:
+        return {"input_ids": self.input_ids, "document": self.document, "position": self.position}
 
 
 class ActivationDataset:
@@ -91,8 +78,8 @@ class ActivationDataset:
         self.present = self._present()
         arrays = {layout.path: self._array(layout) for layout in dataset_layouts(self.path, self.attributes)}
         self.tokens = Tokens(arrays["tokens/input_ids"], arrays["tokens/document"], arrays["tokens/position"])
-        self._offset, self._ids = arrays["documents/offset"], arrays["documents/id"]
         self._captures = {name: arrays[f"activations/{name}"] for name in self.captures}
+        self._documents = Documents(self, arrays["documents/offset"], arrays["documents/id"])
 
     @property
     def captures(self) -> dict[str, CaptureSpec]:
@@ -119,18 +106,38 @@ class ActivationDataset:
     def __repr__(self) -> str:
         return f"<ActivationDataset {self.path} {len(self)} tokens, {self.documents} documents: {', '.join(self.captures)}>"
 
-    def __getitem__(self, capture: str) -> StoredArray:
-        if capture not in self._captures:
-            raise UnknownCapture(f"the dataset has no capture {capture!r}", why=f"it has {', '.join(self._captures)}")
-        return self._captures[capture]
+    @overload
+    def __getitem__(self, key: str) -> StoredArray: ...
+    @overload
+    def __getitem__(self, key: Rows) -> dict[str, npt.NDArray[Any]]: ...
+    def __getitem__(self, key: str | Rows) -> StoredArray | dict[str, npt.NDArray[Any]]:
+        """A capture by its name; or, for rows, what `rows` gives."""
+        if not isinstance(key, str):
+            return self.rows(key)
+        if key not in self._captures:
+            raise UnknownCapture(f"the dataset has no capture {key!r}", why=f"it has {', '.join(self._captures)}")
+        return self._captures[key]
 
-    def document(self, index: int) -> Document:
-        """Document number `index`, from 0; negative numbers count from the end."""
-        if not -self.documents <= index < self.documents:
-            raise RowOutOfRange(f"there is no document {index}", where=str(self.path), why=f"it has {self.documents}")
-        index %= self.documents
-        start, stop = self._offset[index : index + 2].tolist()
-        return Document(index, decode_id(self._ids[index]), start, stop, self)
+    def rows(self, rows: Rows, captures: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Rows of several captures (when None: of all that have a row a token) by name.
+
+        With ``input_ids``, ``document`` and ``position`` of these rows.
+        """
+        return {name: array[rows] for name, array in (self._arrays(captures) | self.tokens.arrays()).items()}
+
+    def document(self, key: int | str) -> Document:
+        """A document by its number, from 0 (negative ones count from the end), or by its id (the first of that id).
+
+        Raises
+        ------
+        RowOutOfRange, UnknownDocument
+            There is none.
+        """
+        return self._documents.named(key) if isinstance(key, str) else self._documents.numbered(key)
+
+    def iter_documents(self) -> Iterator[Document]:
+        """All documents in order; their activations are read when they are asked for."""
+        return iter(self._documents)
 
     def verify(self) -> None:
         """Read every shard that the manifest lists and compare sizes and checksums.
@@ -147,40 +154,89 @@ class ActivationDataset:
         captures: Sequence[str] | None = None,
         batch_size: int = 4096,
         *,
+        where: Condition | None = None,
         shuffle: bool = True,
         seed: int = 0,
         buffer_rows: int = BUFFER_ROWS,
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> TorchBatches:
         """Batches of rows for training, as a `torch.utils.data.IterableDataset`.
 
         Use it in ``DataLoader(ds.to_torch(...), batch_size=None, num_workers=2)``. Each batch is a dict of tensors: the
         captures ``[n, *width_shape]`` in their own dtype, and ``document`` and ``position`` ``[n]`` (int32). Every row
-        that is there comes once an epoch; the last batches are smaller.
+        that is there comes once an epoch; the last batch (of each worker, when they shuffle) is smaller.
 
         Parameters
         ----------
         captures
-            Names of captures; all when None.
+            Names of captures; when None all that have a row a token.
+        where
+            Only rows for which it is true: ``where=lambda tokens: tokens.position > 0`` leaves out what stands first.
+            It is called here with `TokenRows` of up to 65,536 rows, until it has seen all, and gives a mask ``[n]``.
         shuffle
             Blocks of 256 rows in random order, mixed in a buffer; in order when false.
         seed
-            Together with `TorchBatches.set_epoch` it fixes the order, for a given number of workers.
+            Together with `TorchBatches.set_epoch` it fixes the order, for a given number of workers and ranks.
         buffer_rows
             Rows of the mixing buffer, shared out among the workers. Its bytes are this times the bytes of a row.
+        drop_last
+            Full batches only, and as many on each rank: what `DistributedDataParallel` needs.
+        rank, world
+            This process's place among `world` processes that train together; each gets its part of the rows.
+
+        Raises
+        ------
+        InvalidInput
+            A number makes no sense, or `where` gives no mask.
+        UnknownCapture
+            A capture is not there.
         """
         from nnsight_hpc.storage.torch_dataset import TorchBatches  # noqa: PLC0415  (torch is loaded here, on purpose)
 
-        if batch_size < 1 or buffer_rows < 1:
-            raise InvalidInput("batch_size and buffer_rows must be at least 1")
-        arrays = {name: self[name] for name in (self.captures if captures is None else captures)}
-        arrays |= {"document": self.tokens.document, "position": self.tokens.position}
+        if min(batch_size, buffer_rows, world) < 1 or seed < 0 or not 0 <= rank < world:
+            raise InvalidInput("batch_size, buffer_rows and world must be at least 1, seed 0, and rank less than world")
+        arrays = self._arrays(captures) | {"document": self.tokens.document, "position": self.tokens.position}
         return TorchBatches(
-            arrays, self.present, batch_size=batch_size, shuffle=shuffle, seed=seed, buffer_rows=buffer_rows
+            arrays,
+            Selection.of(len(self), self.present, self.tokens.arrays(), where),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            buffer_rows=buffer_rows,
+            drop_last=drop_last,
+            rank=rank,
+            world=world,
         )
 
+    def to_xarray(self, captures: Sequence[str] | None = None) -> xarray.Dataset:
+        """Captures (when None all that have a row a token) and tokens, lazily; see `storage.lazy`."""
+        from nnsight_hpc.storage.lazy import xarray_dataset  # noqa: PLC0415  (xarray is optional)
+
+        return xarray_dataset(self._arrays(captures), self.tokens.arrays(), self.provenance)
+
+    def _arrays(self, captures: Sequence[str] | None) -> dict[str, StoredArray]:
+        """The captures of these names; without names all that have a row a token."""
+        specs = self.captures
+        names = [name for name, spec in specs.items() if spec.rows == "token"] if captures is None else captures
+        arrays = {name: self[name] for name in names}
+        wrong = [name for name in arrays if specs[name].rows != "token"]
+        if wrong:
+            raise InvalidInput(
+                f"{', '.join(wrong)}: a row of this capture is a document, not a token",
+                where=str(self.path),
+                next="index the capture itself, by the numbers of documents: dataset[name][5:10]",
+            )
+        return arrays
+
     def _array(self, layout: ArrayLayout) -> StoredArray:
-        present = self.present if layout.path.startswith("activations/") else [(0, layout.rows)]
-        return StoredArray(self.path, layout, present)
+        capture = self.captures.get(layout.path.removeprefix("activations/"))
+        if self.complete or capture is None:
+            present = [(0, layout.rows)]
+        else:
+            present = self.present if capture.rows == "token" else []  # these are joined when the dataset is finished
+        return StoredArray(LocalFiles(self.path), layout, present)
 
     def _present(self) -> list[tuple[int, int]]:
         """Ranges of rows [start, stop) that every capture has, in order."""

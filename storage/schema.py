@@ -1,12 +1,13 @@
 """What a dataset says about itself: its captures, where they come from, and whether it is complete.
 
-The attributes of the root group are one `DatasetAttributes`; `docs/spec/dataset.md` describes every key.
+The attributes of the dataset are one `DatasetAttributes`; `docs/spec/dataset.md` describes every key. They lie in the
+``zarr.json`` of the root group, or in ``dataset.json`` where the arrays are HDF5 files.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import ml_dtypes
 import msgspec
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 FORMAT = "nnsight-hpc-activations"
 FORMAT_VERSION = 1
+Store = Literal["zarr", "hdf5"]
+"""How the arrays are stored; the ending of the dataset's folder, too."""
+STORES: tuple[Store, ...] = get_args(Store)
+METADATA: dict[Store, str] = {"zarr": "zarr.json", "hdf5": "dataset.json"}
+"""The file below the dataset's root that holds its attributes."""
 FILE_MODE = 0o666  # the user's umask decides who may read, as for the files that zarr-python writes
 
 BFLOAT16_NAN = 0x7FC0  # quiet NaN: sign 0, exponent all ones, highest fraction bit set
@@ -29,34 +35,39 @@ _FLOATS = ("float16", "float32", "float64")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 LOGICAL_DTYPES = ("bfloat16", *_FLOATS, *_INTEGERS)
 
+_ENDINGS = (*(f".{store}" for store in STORES), ".partial")
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _CAPTURE_NAME = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")  # Zarr reserves names that begin with __
 _RESERVED = frozenset({"zarr.json", "input_ids", "document", "position"})  # a file of the group, and keys of a batch
 
 
 class CaptureSpec(msgspec.Struct, frozen=True):
-    """One captured value a token: an array ``[tokens, *width_shape]``.
+    """One captured value a token, or a document: an array ``[tokens, *width_shape]`` or ``[documents, *width_shape]``.
 
     Parameters
     ----------
     name
         Name of the capture, unique in the dataset: letters, digits, ``.``, ``_`` and ``-`` (a module path fits).
     width_shape
-        The dimensions after the token dimension; ``()`` for one number a token.
+        The dimensions after the first; ``()`` for one number a row.
     dtype
         Logical dtype: ``bfloat16``, ``float16``, ``float32``, ``float64``, ``int8`` to ``int64``, ``uint8``.
+    rows
+        What a row stands for: ``token``, or ``document`` (a mean over its tokens, say).
     """
 
     name: str
     width_shape: tuple[int, ...]
     dtype: str
+    rows: Literal["token", "document"] = "token"
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Where a dataset comes from; strings that are unknown are empty.
 
     `graph` is the intervention graph as JSON text, `software` maps a distribution's name to its version, `command` is
-    what the user typed, `created` is a time in UTC as ISO 8601.
+    what the user typed, `created` is a time in UTC as ISO 8601. `tensors` is a hash of the graph's tensor constants, and
+    `inputs` says how documents became inputs of the model (``context``, ``stride``, ``packed``, ``batch_tokens``).
     """
 
     model: str
@@ -68,12 +79,15 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     software: dict[str, str] = {}
     command: str = ""
     created: str = ""
+    tensors: str = ""
+    inputs: dict[str, int] = {}
 
 
 class DatasetAttributes(msgspec.Struct, frozen=True, kw_only=True):
-    """The attributes of the root group.
+    """The attributes of the dataset.
 
-    `rows` counts tokens; rows ``[k * slice_rows, (k + 1) * slice_rows)`` are slice `k`, for every capture alike.
+    `rows` counts tokens; rows ``[k * slice_rows, (k + 1) * slice_rows)`` are slice `k`, for every capture of tokens
+    alike, and with them the documents that begin there.
     `completed` is the time at which `complete` became true, empty before.
     """
 
@@ -86,6 +100,11 @@ class DatasetAttributes(msgspec.Struct, frozen=True, kw_only=True):
     captures: tuple[CaptureSpec, ...]
     provenance: Provenance
     completed: str = ""
+    store: Store = "zarr"
+
+    def rows_of(self, capture: CaptureSpec) -> int:
+        """How many rows the array of a capture has."""
+        return self.rows if capture.rows == "token" else self.documents
 
     @property
     def slices(self) -> int:
@@ -97,7 +116,7 @@ class DatasetAttributes(msgspec.Struct, frozen=True, kw_only=True):
         return start, min(start + self.slice_rows, self.rows)
 
 
-class _RootGroup(msgspec.Struct):
+class _Metadata(msgspec.Struct):
     attributes: msgspec.Raw
 
 
@@ -122,21 +141,41 @@ def fill_value(logical: str) -> float:
     return 255 if logical == "uint8" else -1
 
 
-def dataset_folder(parent: Path, name: str) -> Path:
-    """The folder ``NAME.zarr`` below `parent`, for a name that holds no path.
+def dataset_folder(parent: Path, name: str, store: Store | None = None) -> Path:
+    """The folder of the dataset `name` below `parent`: ``NAME.zarr`` or ``NAME.hdf5``.
+
+    Without `store` it is ``NAME.hdf5`` where that exists and ``NAME.zarr`` does not, else ``NAME.zarr``.
 
     Raises
     ------
     InvalidInput
         `name` is empty, longer than 100 characters, or has other characters than letters, digits, ``.``, ``_``, ``-``.
     """
-    if not _DATASET_NAME.fullmatch(name) or name.endswith((".zarr", ".partial")):
+    if not _DATASET_NAME.fullmatch(name) or name.endswith(_ENDINGS):
         raise InvalidInput(
             f"{name!r} is not a name for a dataset",
             why="a name has 1 to 100 letters, digits, '.', '_' or '-', begins with a letter or digit, "
-            "and does not end in '.zarr' or '.partial'",
+            "and does not end in '.zarr', '.hdf5' or '.partial'",
         )
-    return parent / f"{name}.zarr"
+    folders = {one: parent / f"{name}.{one}" for one in STORES}
+    if store is not None:
+        return folders[store]
+    return next((folder for folder in folders.values() if folder.is_dir()), folders["zarr"])
+
+
+def store_of(path: Path) -> Store:
+    """The store that the ending of a dataset's folder names.
+
+    Raises
+    ------
+    InvalidInput
+        The folder has another ending, or what stands before it is not a name.
+    """
+    for store in STORES:
+        if path.name.endswith(ending := f".{store}"):
+            dataset_folder(path.parent, path.name.removesuffix(ending), store)
+            return store
+    raise InvalidInput("the folder of a dataset must end in .zarr or .hdf5", where=str(path))
 
 
 def check_captures(captures: Sequence[CaptureSpec]) -> None:
@@ -173,28 +212,31 @@ def read_attributes(path: Path) -> DatasetAttributes:
     Incompatible
         A later version of this program wrote it, or another program did.
     CorruptData
-        Its root ``zarr.json`` cannot be decoded.
+        Its ``zarr.json`` or ``dataset.json`` cannot be decoded.
     """
-    raw = read_if_there(path / "zarr.json") if path.is_dir() else None
-    if raw is None:
-        raise NotFound("there is no dataset", where=str(path), next="check the path: it ends in .zarr")
+    for name in METADATA.values() if path.is_dir() else ():
+        if (raw := read_if_there(path / name)) is not None:
+            return decode_attributes(raw, str(path / name))
+    raise NotFound("there is no dataset", where=str(path), next="check the path: it ends in .zarr or .hdf5")
+
+
+def decode_attributes(raw: bytes, where: str) -> DatasetAttributes:
+    """The attributes in the content of a dataset's metadata file, which errors call `where`; see `read_attributes`."""
     try:
-        attributes = msgspec.json.decode(raw, type=_RootGroup).attributes
-        _check_version(msgspec.json.decode(attributes, type=dict), path)
+        attributes = msgspec.json.decode(raw, type=_Metadata).attributes
+        _check_version(msgspec.json.decode(attributes, type=dict), where)
         return msgspec.json.decode(attributes, type=DatasetAttributes)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptData(
-            "the dataset's attributes cannot be read", where=str(path / "zarr.json"), why=str(error)
-        ) from error
+        raise CorruptData("the dataset's attributes cannot be read", where=where, why=str(error)) from error
 
 
-def _check_version(attributes: dict[str, object], path: Path) -> None:
+def _check_version(attributes: dict[str, object], where: str) -> None:
     found, version = attributes.get("format"), attributes.get("format_version")
     if found != FORMAT:
-        raise Incompatible(f"this is not a dataset of nnsight-hpc (format {found!r})", where=str(path))
+        raise Incompatible(f"this is not a dataset of nnsight-hpc (format {found!r})", where=where)
     if version != FORMAT_VERSION:
         raise Incompatible(
             f"the dataset has format version {version}, and this program reads version {FORMAT_VERSION}",
-            where=str(path),
+            where=where,
             next="use the version of nnsight-hpc that wrote it, or a later one",
         )

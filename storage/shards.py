@@ -1,4 +1,4 @@
-"""Write one shard file: rows in any order into a partial file, then padding, index and checksum, then its name.
+"""Write one file of rows: rows in any order into a partial file, then what its format wants behind them, then its name.
 
 See "Shard files" in `docs/spec/dataset.md`. Measured, writing so costs 0.8 of the speed of a plain sequential write,
 where zarr-python's own sharded writes reach 0.2.
@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 
 from nnsight_hpc.storage.checksums import crc32c_of
+from nnsight_hpc.storage.hdf5 import create_rows_file
 from nnsight_hpc.storage.manifest import ManifestEntry
 from nnsight_hpc.storage.schema import FILE_MODE, fill_value
 from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput
@@ -30,26 +31,33 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nnsight_hpc.storage.layout import ArrayLayout
+    from nnsight_hpc.storage.layout import RowsFile
 
+_FULL: dict[int | None, str] = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)}
 _NO_CHUNK = 2**64 - 1  # offset and size of a chunk that the file does not hold
 
 
 class ShardWriter:
-    """Writes shard number `shard` of an array into the dataset `root`; leaving the block unpublished removes the file.
+    """Writes a file of rows into the dataset `root`; leaving the block unpublished removes the file.
 
     The partial file has a name of its own in every attempt: a writer that was thought dead and wakes up finds its file
     gone, and cannot take the place of its successor's.
     """
 
-    def __init__(self, root: Path, array: ArrayLayout, shard: int) -> None:
-        self._array, self._shard = array, shard
-        self._start, self._stop = array.shard_bounds(shard)
-        self._path = root / array.shard_path(shard)
+    def __init__(self, root: Path, planned: RowsFile) -> None:
+        self._planned = planned
+        self._path = root / planned.path
         self._partial = self._path.with_name(f"{self._path.name}.{token_hex(4)}.partial")
-        self._written = np.zeros(self._stop - self._start, dtype=bool)
+        self._written = np.zeros(planned.stop - planned.start, dtype=bool)
         self._left = len(self._written)
-        self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        if planned.kind == "hdf5":
+            create_rows_file(self._partial, planned)
+        else:
+            self._partial.touch(FILE_MODE, exist_ok=False)
+        self._file = os.open(self._partial, os.O_RDWR | os.O_CLOEXEC)
+        os.ftruncate(self._file, planned.bytes)  # a file that grows costs a third more on ext4
+        header = os.pread(self._file, planned.data_offset, 0)
+        self._checksum, self._summed = google_crc32c.value(header), len(header)
 
     def __enter__(self) -> Self:
         return self
@@ -71,26 +79,28 @@ class ShardWriter:
         Raises
         ------
         InvalidInput
-            A row lies outside of this shard, or was written before.
+            A row lies outside of this file, or was written before.
         """
-        first, last = row - self._start, row - self._start + len(block)
+        first, last = row - self._planned.start, row - self._planned.start + len(block)
         if not 0 <= first <= last <= len(self._written):
             raise InvalidInput(f"rows {row} to {row + len(block) - 1} are not in this shard", where=str(self._path))
         if self._written[first:last].any():
             raise InvalidInput(
                 f"some of the rows {row} to {row + len(block) - 1} were written before", where=str(self._path)
             )
-        self._write_bytes(np.ascontiguousarray(block), first * self._array.row_bytes)
+        self._write_bytes(
+            np.ascontiguousarray(block), self._planned.data_offset + first * self._planned.array.row_bytes
+        )
         self._written[first:last] = True
         self._left -= last - first
 
     def missing(self) -> list[tuple[int, int]]:
         """The array's rows that have not been written, as ranges [start, stop)."""
-        edges = np.flatnonzero(np.diff(self._written, prepend=True, append=True)) + self._start
+        edges = np.flatnonzero(np.diff(self._written, prepend=True, append=True)) + self._planned.start
         return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
     def seal(self, *, slice_number: int | None, writer: str) -> ManifestEntry:
-        """Write padding and index, compute the checksum of the whole file, and sync it to disk.
+        """Write what belongs behind the rows, compute the checksum of the whole file, and sync it to disk.
 
         Raises
         ------
@@ -100,14 +110,15 @@ class ShardWriter:
         if not self.full:
             ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in self.missing()[:10])
             raise InvalidInput("the shard cannot be finished: rows were not written", where=str(self._path), why=ranges)
-        self._write_bytes(self._padding(), len(self._written) * self._array.row_bytes)
-        index = self._index()
-        self._write_bytes(index, self._array.shard_bytes(self._shard) - len(index))
-        checksum = crc32c_of(self._file)
+        if self._planned.kind == "zarr":
+            self._write_bytes(_padding(self._planned), self._planned.data_bytes)
+            index = _index(self._planned)
+            self._write_bytes(index, self._planned.bytes - len(index))
+        checksum = crc32c_of(self._file, checksum=self._checksum, offset=self._summed)
         os.fsync(self._file)
         return ManifestEntry(
-            path=self._array.shard_path(self._shard),
-            rows=(self._start, self._stop),
+            path=self._planned.path,
+            rows=(self._planned.start, self._planned.stop),
             bytes=os.fstat(self._file).st_size,
             crc32c=checksum,
             slice=slice_number,
@@ -131,29 +142,20 @@ class ShardWriter:
             ) from error
         sync_folder(self._path.parent)
 
-    def _padding(self) -> npt.NDArray[Any]:
-        rows = self._array.chunks_in(self._shard) * self._array.chunk_rows - len(self._written)
-        return np.full((rows, *self._array.width_shape), fill_value(self._array.dtype), dtype=self._array.physical)
-
-    def _index(self) -> npt.NDArray[np.uint8]:
-        size = self._array.chunk_rows * self._array.row_bytes
-        index = np.full((self._array.shard_rows // self._array.chunk_rows, 2), _NO_CHUNK, dtype="<u8")
-        present = self._array.chunks_in(self._shard)
-        index[:present, 0] = np.arange(present, dtype=np.uint64) * np.uint64(size)
-        index[:present, 1] = size
-        data = index.tobytes()
-        return np.frombuffer(data + google_crc32c.value(data).to_bytes(4, "little"), dtype=np.uint8)
-
     def _write_bytes(self, block: npt.NDArray[Any], offset: int) -> None:
-        view = block.reshape(-1).view(np.uint8).data
+        content = block.reshape(-1).view(np.uint8)
+        if offset == self._summed:  # blocks that come in order need not be read back for the checksum
+            self._checksum = google_crc32c.extend(self._checksum, content)
+            self._summed += len(content)
+        view = content.data
         while view:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
 
-def remove_partials(root: Path, array: ArrayLayout, shard: int) -> None:
-    """Remove what earlier attempts to write a shard left behind."""
-    path = root / array.shard_path(shard)
+def remove_partials(root: Path, planned: RowsFile) -> None:
+    """Remove what earlier attempts to write a file left behind."""
+    path = root / planned.path
     for partial in path.parent.glob(f"{path.name}.*.partial"):
         partial.unlink(missing_ok=True)
 
@@ -164,17 +166,33 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise _disk_full(path, error) from error
+        if error.errno in _FULL:
+            raise _disk_full(path, _FULL[error.errno]) from error
         raise HpcError("the dataset cannot be written", where=str(path), why=str(error)) from error
 
 
-def _disk_full(path: Path, error: OSError) -> HpcError:
+def _disk_full(path: Path, reason: str) -> HpcError:
     nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(nearest).free
     return HpcError(
         "the disk is full, or a quota is used up",
         where=str(path),
-        why=f"{error.strerror}; {free / 2**20:,.0f} MiB are free",
+        why=f"{reason}; {free / 2**20:,.0f} MiB are free",
         next="free space, then resume: the slices that are finished are kept",
     )
+
+
+def _padding(shard: RowsFile) -> npt.NDArray[Any]:
+    array = shard.array
+    rows = shard.chunks * array.chunk_rows - (shard.stop - shard.start)
+    return np.full((rows, *array.width_shape), fill_value(array.dtype), dtype=array.physical)
+
+
+def _index(shard: RowsFile) -> npt.NDArray[np.uint8]:
+    """Offset and size of each chunk, and the checksum of these."""
+    size = shard.array.chunk_rows * shard.array.row_bytes
+    index = np.full((shard.array.shard_rows // shard.array.chunk_rows, 2), _NO_CHUNK, dtype="<u8")
+    index[: shard.chunks, 0] = np.arange(shard.chunks, dtype=np.uint64) * np.uint64(size)
+    index[: shard.chunks, 1] = size
+    data = index.tobytes()
+    return np.frombuffer(data + google_crc32c.value(data).to_bytes(4, "little"), dtype=np.uint8)

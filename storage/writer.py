@@ -16,41 +16,27 @@ from __future__ import annotations
 
 import os
 import socket
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import msgspec
-
-from nnsight_hpc.storage.background import BackgroundThread
 from nnsight_hpc.storage.create import create_dataset
+from nnsight_hpc.storage.documents import document_bounds, staged_file
+from nnsight_hpc.storage.finish import complete_dataset
 from nnsight_hpc.storage.layout import dataset_layouts
-from nnsight_hpc.storage.manifest import complete_dataset, remove_slice_manifest, slice_is_done, write_slice_manifest
-from nnsight_hpc.storage.schema import numpy_dtype, read_attributes
-from nnsight_hpc.storage.shards import ShardWriter, disk_errors, remove_partials
-from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
+from nnsight_hpc.storage.manifest import slice_is_done
+from nnsight_hpc.storage.schema import read_attributes
+from nnsight_hpc.storage.shards import disk_errors
+from nnsight_hpc.storage.slices import SliceRange, SliceTarget, SliceWriter
+from nnsight_hpc.wire.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import TracebackType
+    from collections.abc import Sequence
 
-    import numpy.typing as npt
-
-    from nnsight_hpc.storage.layout import ArrayLayout
-    from nnsight_hpc.storage.manifest import ManifestEntry
     from nnsight_hpc.storage.schema import CaptureSpec, Provenance
     from nnsight_hpc.storage.tokens import TokenTable
 
 SHARD_BYTES = 512 << 20
 QUEUE_BYTES = 256 << 20
-
-
-class SliceRange(msgspec.Struct, frozen=True):
-    """A slice of the plan: its number and its rows [start, stop)."""
-
-    number: int
-    start: int
-    stop: int
 
 
 class DatasetWriter:
@@ -59,7 +45,7 @@ class DatasetWriter:
     Parameters
     ----------
     path
-        An incomplete dataset, ``NAME.zarr``.
+        An incomplete dataset, ``NAME.zarr`` or ``NAME.hdf5``.
     queue_bytes
         Most bytes of blocks that wait for the writing thread of a slice.
     writer
@@ -86,6 +72,7 @@ class DatasetWriter:
             for capture, layout in zip(self.attributes.captures, layouts[-len(self.attributes.captures) :], strict=True)
         }
         self.planned_bytes = sum(layout.total_bytes for layout in layouts)
+        self._documents = document_bounds(self.path, self.attributes)
         self._queue_bytes = queue_bytes
         self._writer = writer or _this_process()
 
@@ -102,7 +89,10 @@ class DatasetWriter:
         queue_bytes: int = QUEUE_BYTES,
         writer: str = "",
     ) -> Self:
-        """Create a dataset with its tokens and documents, and open it for writing; see `create_dataset` for errors."""
+        """Create a dataset with its tokens and documents, and open it for writing; see `create_dataset` for errors.
+
+        It is Zarr or HDF5 as the ending of `path` says (`dataset_folder` makes it from a name and a format).
+        """
         create_dataset(
             Path(path),
             captures,
@@ -117,7 +107,7 @@ class DatasetWriter:
     @property
     def slices(self) -> list[SliceRange]:
         """The plan: all slices, in the order of rows."""
-        return [SliceRange(number, *self.attributes.slice_bounds(number)) for number in range(self.attributes.slices)]
+        return [self._range(number) for number in range(self.attributes.slices)]
 
     def pending(self) -> list[SliceRange]:
         """The slices that no process has committed yet."""
@@ -139,8 +129,9 @@ class DatasetWriter:
             )
         if slice_is_done(self.path, number):
             raise Conflict(f"slice {number} is written already", where=str(self.path), next="write the pending slices")
-        part = SliceRange(number, *self.attributes.slice_bounds(number))
-        return SliceWriter(self.path, part, self._captures, self._queue_bytes, self._writer)
+        part = self._range(number)
+        targets = {capture.name: self._target(capture, part) for capture in self.attributes.captures}
+        return SliceWriter(self.path, part, targets, self._queue_bytes, self._writer)
 
     def finish(self) -> None:
         """Make the dataset complete.
@@ -151,128 +142,18 @@ class DatasetWriter:
             Slices are pending.
         """
         with disk_errors(self.path):
-            complete_dataset(self.path)
+            complete_dataset(self.path, self._writer)
 
+    def _range(self, number: int) -> SliceRange:
+        return SliceRange(number, *self.attributes.slice_bounds(number), self._documents[number])
 
-class SliceWriter:
-    """Writes the rows of one slice; made by `DatasetWriter.slice`.
-
-    The slice is committed when the block ends without an error. Otherwise its files are removed.
-    """
-
-    def __init__(
-        self, root: Path, part: SliceRange, captures: dict[str, ArrayLayout], queue_bytes: int, writer: str
-    ) -> None:
-        self.range = part
-        self._root, self._captures, self._queue_bytes, self._writer = root, captures, queue_bytes, writer
-        self._shards: dict[tuple[str, int], ShardWriter] = {}
-        self._entries: dict[str, ManifestEntry] = {}
-
-    def __enter__(self) -> Self:
-        with disk_errors(self._root):
-            remove_slice_manifest(self._root, self.range.number)
-            for name, shard in self._planned():
-                remove_partials(self._root, self._captures[name], shard)
-        self._thread = BackgroundThread(self._queue_bytes)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._commit()
-        finally:
-            self._thread.abandon()
-            for shard in self._shards.values():
-                shard.__exit__(kind, error, trace)
-
-    def write(self, capture: str, row: int, block: npt.NDArray[Any]) -> None:
-        """Queue the activations of the dataset's rows ``row`` to ``row + n - 1``; each row is written once, in any order.
-
-        Parameters
-        ----------
-        block
-            ``[n, *width_shape]`` in the capture's dtype; bfloat16 as its bits in uint16
-            (``tensor.view(torch.uint16).numpy()``), or as `ml_dtypes.bfloat16`.
-            It is copied, so that the caller may use its memory again.
-
-        Raises
-        ------
-        InvalidInput
-            Unknown capture, wrong shape or dtype, rows outside of the slice, or (from an earlier block) written twice.
-        HpcError
-            An earlier block could not be written: disk full, quota, an input or output error.
-        """
-        layout = self._check(capture, row, block)
-        rows_at_once = max(1, self._queue_bytes // 4 // layout.row_bytes)
-        for first, last in _pieces(row, row + len(block), rows_at_once, layout.shard_rows):
-            piece = block[first - row : last - row].view(layout.physical).copy()
-            self._thread.submit(partial(self._write, capture, first, piece), piece.nbytes)
-
-    def _check(self, capture: str, row: int, block: npt.NDArray[Any]) -> ArrayLayout:
-        layout = self._captures.get(capture)
-        if layout is None:
-            raise InvalidInput(f"the dataset has no capture {capture!r}", why=f"it has {', '.join(self._captures)}")
-        if block.shape[1:] != layout.width_shape or block.ndim == 0:
-            raise InvalidInput(
-                f"a block of {capture!r} must have shape [rows, *{layout.width_shape}], not {block.shape}"
-            )
-        if block.dtype not in (layout.physical, numpy_dtype(layout.dtype)):
-            raise InvalidInput(f"a block of {capture!r} must have dtype {layout.physical}, not {block.dtype}")
-        if not self.range.start <= row <= row + len(block) <= self.range.stop:
-            raise InvalidInput(
-                f"rows {row} to {row + len(block) - 1} are not in slice {self.range.number}",
-                why=f"it has rows {self.range.start} to {self.range.stop - 1}",
-            )
-        return layout
-
-    def _write(self, capture: str, row: int, block: npt.NDArray[Any]) -> None:
-        layout = self._captures[capture]
-        number = row // layout.shard_rows
-        with disk_errors(self._root):
-            shard = self._shard(capture, number)
-            shard.write(row, block)
-            if shard.full:
-                self._entries[layout.shard_path(number)] = shard.seal(
-                    slice_number=self.range.number, writer=self._writer
-                )
-
-    def _shard(self, capture: str, number: int) -> ShardWriter:
-        if (capture, number) not in self._shards:
-            self._shards[capture, number] = ShardWriter(self._root, self._captures[capture], number)
-        return self._shards[capture, number]
-
-    def _planned(self) -> list[tuple[str, int]]:
-        return [
-            (name, shard)
-            for name, layout in self._captures.items()
-            for shard in range(self.range.start // layout.shard_rows, -(-self.range.stop // layout.shard_rows))
-        ]
-
-    def _commit(self) -> None:
-        self._thread.finish()
-        missing = [text for name, shard in self._planned() for text in self._missing(name, shard)]
-        if missing:
-            raise InvalidInput(f"slice {self.range.number} lacks rows", where=str(self._root), why="\n".join(missing))
-        with disk_errors(self._root):
-            for key in self._planned():
-                self._shards[key].publish()
-            entries = [self._entries[self._captures[name].shard_path(shard)] for name, shard in self._planned()]
-            write_slice_manifest(self._root, self.range.number, entries)
-
-    def _missing(self, name: str, number: int) -> list[str]:
-        shard = self._shards.get((name, number))
-        ranges = [self._captures[name].shard_bounds(number)] if shard is None else shard.missing()
-        return [f"{name}: rows {start} to {stop - 1}" for start, stop in ranges]
-
-
-def _pieces(start: int, stop: int, most: int, border: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into ranges of at most `most` rows that do not cross a multiple of `border`."""
-    while start < stop:
-        end = min(stop, start + most, (start // border + 1) * border)
-        yield start, end
-        start = end
+    def _target(self, capture: CaptureSpec, part: SliceRange) -> SliceTarget:
+        array = self._captures[capture.name]
+        if capture.rows == "token":
+            return SliceTarget(array, part.start, part.stop, array.shard_files(part.start, part.stop))
+        first, stop = part.documents
+        files = [staged_file(array, part.number, part.documents)] if first < stop else []
+        return SliceTarget(array, first, stop, files)
 
 
 def _this_process() -> str:

@@ -12,4 +12,4 @@ if DEVICE == "cpu":  # on a machine with a GPU, workers that tests start would p
 # A shell lets what it runs in the background ignore Ctrl-C, which the programs that tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.cluster.plugin", "tests.models_for_tests", "tests.side_by_side"]
+pytest_plugins = ["tests.cluster.plugin", "tests.models_for_tests", "tests.oracle.degrees", "tests.side_by_side"]

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import nnsight_hpc
+from nnsight_hpc.wire.dashboard import PAGE
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -65,6 +67,14 @@ def _interpreters():
     return found
 
 
+def _of_interpreters():
+    """A case for each of `_interpreters`: the oldest and the newest always, those between them where there is time."""
+    found = list(_interpreters().items())
+    for name, program in found:
+        marks = () if name in (found[0][0], found[-1][0]) else pytest.mark.long
+        yield pytest.param(program, id=name, marks=marks)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel of what git has, built from a copy."""
@@ -77,16 +87,22 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", _interpreters().values(), ids=_interpreters())
-def test_wheel_works_in_a_fresh_environment(wheel, python, tmp_path):
+def test_the_wheel_has_the_dashboards_page(wheel):
+    """Files that are no modules are in it, too."""
+    assert {f"nnsight_hpc/daemon/{name}" for name in PAGE} <= set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", [*_of_interpreters()])
+def test_wheel_works_in_a_fresh_environment(wheel, python, tmp_path, tmp_path_factory):
     """The wheel, with its base dependencies only, answers and runs a daemon, on every Python at hand."""
     # Without a pip of its own, and bytecode of what it does not run: that would be most of the time.
     subprocess.run([python, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     program = tmp_path / "venv" / "bin"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", program / "python"]
     subprocess.run([*pip, "install", "-q", "--no-compile", wheel], check=True)
-    folders = ("NNSIGHT_HPC_HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME")
-    environment = {**os.environ, **dict.fromkeys(folders, str(tmp_path))}
+    environment = {**os.environ, **dict.fromkeys(("NNSIGHT_HPC_HOME", "XDG_CONFIG_HOME"), str(tmp_path))}
+    environment["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("r"))  # sockets have short paths
 
     def run(*command):
         options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}

@@ -12,7 +12,9 @@ from nnsight_hpc.client.bridge import run
 @click.option(
     "--executor", type=click.Choice(["slurm", "embedded"]), default="slurm", show_default=True, help="Which daemon."
 )
+@click.option("--owner", metavar="USER", help="Whose daemon, where it is shared.  [default: your own]")
 @click.option("--no-start", is_flag=True, help="Fail where no daemon runs.")
-def bridge(executor: str, no_start: bool) -> int:
+@click.option("--stay", is_flag=True, help="Do not go on to another login node, where the daemon runs there.")
+def bridge(executor: str, owner: str | None, no_start: bool, stay: bool) -> int:
     """Relay stdin and stdout to the daemon (what ssh runs)."""
-    return run(executor, start=not no_start)
+    return run(executor, owner=owner, start=not no_start, stay=stay)

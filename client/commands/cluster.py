@@ -32,6 +32,7 @@ def cluster() -> None:
     help="openssh: the system's ssh, for FIDO keys, GSSAPI and all that its configuration can say.",
 )
 @click.option("--command", metavar="COMMAND", help="How a shell there starts the program.  [default: nnsight-hpc]")
+@click.option("--owner", metavar="USER", help="Whose daemon to use there, when it is shared.  [default: your own]")
 @click.option("--known-hosts", metavar="FILE", help="A file with the host's key, besides ~/.ssh/known_hosts.")
 @click.option("--default", is_flag=True, help="Use this cluster when none is named.")
 @pass_app
@@ -44,6 +45,7 @@ def add(
     identity_file: str | None,
     transport: str,
     command: str | None,
+    owner: str | None,
     known_hosts: str | None,
     default: bool,
 ) -> None:
@@ -56,11 +58,13 @@ def add(
         "identity_file": _absolute(identity_file),
         "transport": transport,
         "command": command,
+        "owner": owner,
         "known_hosts": _absolute(known_hosts),
     }
     profile = msgspec.convert({key: value for key, value in given.items() if value is not None}, Cluster)
     path = config.add(name, profile, default=default)
-    app.answer(profile, lambda: print(f"Added {name} to {path}. Next: nnsight-hpc -c {name} daemon start"))
+    following = "status" if owner else "daemon start"
+    app.answer(profile, lambda: print(f"Added {name} to {path}. Next: nnsight-hpc -c {name} {following}"))
 
 
 @cluster.command("list")

@@ -8,9 +8,9 @@ import click
 
 from nnsight_hpc.client import config
 from nnsight_hpc.client.app import App, HpcGroup, note, pass_app
-from nnsight_hpc.client.commands.status import daemon_words
 from nnsight_hpc.client.config import LOCAL
 from nnsight_hpc.client.launch import STOP_TIMEOUT, log_tail, wait_until_gone
+from nnsight_hpc.client.overview import daemon_words
 from nnsight_hpc.wire.errors import HpcError, NotFound, Unreachable
 from nnsight_hpc.wire.messages import Hello
 from nnsight_hpc.wire.places import places

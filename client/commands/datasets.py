@@ -1,4 +1,4 @@
-"""``nnsight-hpc datasets``, ``fetch`` and ``remove``."""
+"""``nnsight-hpc datasets``, ``fetch``, ``convert`` and ``remove``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from nnsight_hpc.client.app import App, command, pass_app
+from nnsight_hpc.client.progress import Progress
 from nnsight_hpc.client.tables import print_table
+from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.messages import DatasetStatus
 from nnsight_hpc.wire.names import check_name
 
@@ -37,6 +39,32 @@ def fetch(app: App, name: str, folder: Path) -> None:
 
     path = copy(app.client(), check_name(name, of="dataset"), folder.absolute())
     app.answer({"path": str(path)}, lambda: print(path))
+
+
+@command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--to", "store", type=click.Choice(["hdf5", "zarr"]), required=True, help="The format of the copy.")
+@pass_app
+def convert(app: App, dataset: Path, store: str) -> None:
+    """Copy a dataset of this machine into the other format.
+
+    DATASET is its folder, or its name where the folder lies in this one. The copy lies beside it and has the same values
+    and provenance; after Ctrl-C, the same command goes on with it.
+    """
+    from nnsight_hpc.storage import convert_dataset  # noqa: PLC0415 - loads zarr, which `datasets` does not need
+
+    other = {"hdf5": "zarr", "zarr": "hdf5"}[store]
+    source = dataset if dataset.suffix in {".zarr", ".hdf5"} else dataset.with_name(f"{dataset.name}.{other}")
+    target = source.with_suffix(f".{store}")
+    if source == target:
+        raise InvalidInput(f"the dataset is {store} already", where=str(source), next=f"--to {other}")
+    with Progress(f"convert {source.stem}") as progress:
+        convert_dataset(
+            source,
+            target,
+            lambda done, total: progress.show(f"{done:,} of {total:,} tokens", done=done, total=total),
+        )
+    app.answer({"path": str(target)}, lambda: print(target))
 
 
 @command()

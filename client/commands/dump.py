@@ -5,21 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING
 
 import click
 
 from nnsight_hpc.client.app import App, command, note, pass_app
-from nnsight_hpc.client.corpus import read_corpus
-from nnsight_hpc.client.tables import size
-from nnsight_hpc.client.waiting import check_completed, dump_words, wait_for_request
-from nnsight_hpc.wire.frames import pack
-from nnsight_hpc.wire.messages import DatasetStatus, DumpSpec, RequestStatus, encode
-from nnsight_hpc.wire.names import check_name, new_request_id
+from nnsight_hpc.client.completion import pool_names
+from nnsight_hpc.client.dumps import fetch_plan, send_dump
+from nnsight_hpc.client.patience import WHILE_WAITING
+from nnsight_hpc.client.tables import Table, duration, print_blocks, size
+from nnsight_hpc.client.waiting import check_completed, wait_for_request
+from nnsight_hpc.client.words import dump_words
+from nnsight_hpc.storage.corpus import read_corpus
+from nnsight_hpc.wire.messages import DatasetStatus, DumpPlan, DumpSpec, RequestStatus
+from nnsight_hpc.wire.names import check_name
+
+if TYPE_CHECKING:
+    from nnsight_hpc.wire.messages import DatasetFormat
 
 
 @command()
-@click.argument("pool")
+@click.argument("pool", shell_complete=pool_names)
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option(
     "--capture",
@@ -37,6 +43,17 @@ from nnsight_hpc.wire.names import check_name, new_request_id
 @click.option(
     "--context", type=click.IntRange(1), default=1024, show_default=True, help="Tokens kept of each document."
 )
+@click.option("--stride", type=click.IntRange(1), help="Keep all of longer documents, in windows so many tokens apart.")
+@click.option("--packed", is_flag=True, help="Join all documents, and cut them where the context ends.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["zarr", "hdf5"]),
+    default="zarr",
+    show_default=True,
+    help="How the dataset is written.",
+)
+@click.option("--dry-run", is_flag=True, help="Write nothing: say what would be written, and how long it would take.")
 @click.option("--no-wait", is_flag=True, help="Return when the request is accepted.")
 @pass_app
 def dump(
@@ -49,11 +66,16 @@ def dump(
     text_field: str,
     dtype: str,
     context: int,
+    stride: int | None,
+    packed: bool,
+    form: DatasetFormat,
+    dry_run: bool,
     no_wait: bool,
 ) -> None:
     """Write a pool's activations over a corpus as a dataset.
 
-    CORPUS is a .txt file with one document a line, or .jsonl.
+    CORPUS is a .txt file with one document a line, .jsonl, .parquet, a Hugging Face dataset saved on disk (or an .arrow
+    file of one), or token ids in .npy.
     """
     check_name(pool, of="pool")
     check_name(name, of="dataset")
@@ -62,25 +84,48 @@ def dump(
         name=name,
         captures=captures,
         dtype=dtype,
+        format=form,
         context=context,
+        stride=stride or 0,
+        packed=packed,
+        measure=dry_run,
         corpus_fingerprint=documents.fingerprint,
         command=shlex.join(["nnsight-hpc", *sys.argv[1:]]),
     )
-    query = urlencode({"pool": pool, "request": new_request_id()})
-    client = app.client()
+    client = app.client(pool=pool, patience=WHILE_WAITING)
     note(f"Sends {documents.documents} documents, {size(len(documents.lines))}.")
-    frame = pack(encode(spec), documents.lines)
-    status = client.put(f"/v1/datasets/{name}?{query}", frame, RequestStatus, timeout=600)
-    if no_wait:
-        app.answer(status, lambda: print(f"{status.id} {status.state.lower()}. Next: nnsight-hpc wait {status.id}"))
+    status = send_dump(client, spec, documents.lines, pool)
+    if no_wait and not dry_run:
+        app.answer(status, lambda: print(f"{status.id} {status.state.lower()}. Next: {app.program} wait {status.id}"))
         return
-    ended = check_completed(wait_for_request(client, status.id))
+    ended = check_completed(wait_for_request(client, status.id, program=app.program))
+    if dry_run:
+        plan = fetch_plan(client, status.id)
+        app.answer(plan, lambda: _print_plan(plan))
+        return
     dataset = client.get(f"/v1/datasets/{name}", DatasetStatus)
-    app.answer(dataset, lambda: _print(dataset, ended))
+    app.answer(dataset, lambda: _print(app, dataset, ended))
 
 
-def _print(dataset: DatasetStatus, ended: RequestStatus) -> None:
+def _print(app: App, dataset: DatasetStatus, ended: RequestStatus) -> None:
     print(f"Dataset {dataset.name}: {dataset.path}")
     if ended.progress is not None:
         print(dump_words(ended.progress))
-    note(f"Next: nnsight-hpc fetch {dataset.name}")
+    note(f"Next: {app.program} fetch {dataset.name}")
+
+
+def _print_plan(plan: DumpPlan) -> None:
+    rate = plan.batch_tokens / plan.batch_seconds
+    measured = f"the first batch: {plan.batch_tokens} tokens in {plan.batch_seconds:.2f} s"
+    lines = [
+        f"{plan.documents} documents, {plan.tokens} tokens; {plan.padding:.1%} of what the model is given is padding.",
+        f"{size(plan.bytes)} in {plan.files} files; {size(plan.free)} are free there.",
+        f"About {duration(plan.seconds)} at {rate:.0f} tokens/s ({measured}), as long as the disk keeps up.",
+    ]
+    rows = [
+        [one.name, f"a {one.rows}", "x".join(map(str, one.width_shape)), one.dtype, size(one.bytes)]
+        for one in plan.captures
+    ]
+    print_blocks([Table(["capture", "row for", "width", "dtype", "size"], rows, ""), "\n".join(lines)])
+    if plan.bytes > plan.free:
+        note("It does not fit: free space there, capture less, or store another dtype.")

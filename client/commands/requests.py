@@ -1,4 +1,4 @@
-"""``nnsight-hpc run``, ``requests``, ``wait`` and ``cancel``."""
+"""``nnsight-hpc run``, ``wait``, ``result`` and ``cancel``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 import click
 
 from nnsight_hpc.client.app import App, command, note, pass_app
-from nnsight_hpc.client.commands.status import print_requests
+from nnsight_hpc.client.completion import pool_names, request_ids, waiting_requests
+from nnsight_hpc.client.patience import WHILE_WAITING
+from nnsight_hpc.client.results import fetch_result
+from nnsight_hpc.client.sending import request_id, request_path
 from nnsight_hpc.client.tables import size
 from nnsight_hpc.client.waiting import check_completed, wait_for_request
 from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.frames import pack, unpack
-from nnsight_hpc.wire.messages import RequestStatus, decode
-from nnsight_hpc.wire.names import check_name, check_request_id, new_request_id
+from nnsight_hpc.wire.messages import PRIORITIES, RequestStatus, decode
+from nnsight_hpc.wire.names import check_request_id
 
 if TYPE_CHECKING:
     from nnsight_hpc.wire.http import HttpClient
@@ -44,51 +46,82 @@ _NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
 
 @command()
 @click.argument("graph", type=_FILE, metavar="GRAPH.json")
-@click.option("--pool", metavar="NAME", help="The pool; else the one that holds the graph's model.")
+@click.option(
+    "--pool", metavar="NAME", shell_complete=pool_names, help="The pool; else the one that holds the graph's model."
+)
 @click.option("--input", "tensors", type=_FILE, metavar="FILE", help="The graph's tensor constants, as safetensors.")
+@click.option(
+    "--needs", metavar="DURATION", help="How long it runs at least, as 10m: no worker with less left takes it."
+)
+@click.option("--exclusive", is_flag=True, help="Share no forward with other requests.")
+@click.option(
+    "--priority",
+    type=click.IntRange(PRIORITIES[0], PRIORITIES[-1]),
+    default=0,
+    help="Of your own requests the larger goes first.  [default: 0]",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="TEXT",
+    help="Run it once: under the same key, it is the request that is there already.",
+)
 @_OUT
 @pass_app
-def run(app: App, graph: Path, pool: str | None, tensors: Path | None, out: Path | None) -> None:
+def run(
+    app: App,
+    /,
+    *,
+    graph: Path,
+    pool: str | None,
+    tensors: Path | None,
+    idempotency_key: str | None,
+    out: Path | None,
+    **sending: Any,
+) -> None:
     """Run a stored graph on a pool.
 
     Prints the saved values as JSON; tensors among them are named there and written with --out.
     """
-    block = _safetensors(tensors) if tensors else _NO_TENSORS
-    query = urlencode({"pool": check_name(pool, of="pool")} if pool else {})
-    request = new_request_id()
-    client = app.client()
-    client.put(f"/v1/requests/{request}?{query}", pack(graph.read_bytes(), block), RequestStatus, timeout=600)
-    _finish(app, client, check_completed(wait_for_request(client, request)), out)
+    frame = pack(graph.read_bytes(), _safetensors(tensors) if tensors else _NO_TENSORS)
+    client = app.client(pool=pool, patience=WHILE_WAITING)
+    request = request_id(client, idempotency_key)
+    client.put(request_path(request, pool, **sending), frame, RequestStatus, timeout=600)
+    _finish(app, client, check_completed(wait_for_request(client, request, program=app.program)), out)
 
 
 @command()
+@click.argument("request", metavar="ID", shell_complete=waiting_requests)
 @pass_app
-def requests(app: App) -> None:
-    """List requests."""
-    found = app.client(start=False).get("/v1/requests", list[RequestStatus])
-    app.answer(found, lambda: print_requests(found))
+def wait(app: App, request: str) -> None:
+    """Wait for a request to end.
 
-
-@command()
-@click.argument("request", metavar="ID")
-@_OUT
-@pass_app
-def wait(app: App, request: str, out: Path | None) -> None:
-    """Wait for a request, and write its result."""
-    client = app.client()
-    status = check_completed(wait_for_request(client, check_request_id(request)))
-    if status.kind == "run":
-        _finish(app, client, status, out)
-        return
-    if out is not None:
-        raise InvalidInput(
-            f"request {request} is a dump, and has no tensors for --out", next="nnsight-hpc fetch copies its dataset"
-        )
+    The exit code says how: 0 where it has completed, else that of its error.
+    """
+    client = app.client(patience=WHILE_WAITING)
+    status = check_completed(wait_for_request(client, check_request_id(request), program=app.program))
     app.answer(status, lambda: print(f"{request} {status.state.lower()}"))
 
 
 @command()
-@click.argument("request", metavar="ID")
+@click.argument("request", metavar="ID", shell_complete=request_ids)
+@_OUT
+@pass_app
+def result(app: App, request: str, out: Path | None) -> None:
+    """Print or write what a request has saved, once it has completed.
+
+    Values are printed as JSON; tensors among them are named there and written with --out. Ask as often as you like.
+    """
+    client = app.client(patience=WHILE_WAITING)
+    status = client.get(f"/v1/requests/{check_request_id(request)}", RequestStatus)
+    if status.kind != "run":
+        raise InvalidInput(
+            f"request {request} is a dump, whose result is a dataset", next="nnsight-hpc fetch copies it"
+        )
+    _finish(app, client, check_completed(wait_for_request(client, request, program=app.program)), out)
+
+
+@command()
+@click.argument("request", metavar="ID", shell_complete=waiting_requests)
 @pass_app
 def cancel(app: App, request: str) -> None:
     """Cancel a request."""
@@ -109,12 +142,12 @@ def _safetensors(path: Path) -> bytes:
 
 
 def _finish(app: App, client: HttpClient, status: RequestStatus, out: Path | None) -> None:
-    header, block = unpack(client.call("GET", f"/v1/requests/{status.id}/result", timeout=600))
+    header, block = unpack(fetch_result(client, status.id))
     if out is not None:
         write_atomically(out, bytes(block), mode=0o666)
         note(f"Wrote {size(len(block))} of tensors to {out}.")
     elif len(block) > len(_NO_TENSORS):
-        note(f"{size(len(block))} of tensors were not written: nnsight-hpc wait {status.id} --out FILE")
+        note(f"{size(len(block))} of tensors were not written: {app.program} result {status.id} --out FILE")
     values: Any = json.loads(header)
     app.answer(
         {"request": status, "values": values, "out": None if out is None else str(out)},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.execution.points import AT_A_MODULE
 from nnsight_hpc.execution.resolve import constant
 from nnsight_hpc.graph.build import COLLECT, FINAL, FORWARDS, INVOKE, PARAMETER, READ_GRAD, SET_GRAD
 from nnsight_hpc.graph.nodes import Device, DType, Held, Ref, Seed, TensorRef
+from nnsight_hpc.graph.points import AT_A_MODULE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

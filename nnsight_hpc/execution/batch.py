@@ -15,7 +15,7 @@ from nnsight_hpc.execution.rows import Part, Rows, Rule
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from nnsight_hpc.execution.points import Point
+    from nnsight_hpc.graph.points import Point
 
 _ROWS = Part(0, tokens=False)
 _EACH = Part(0, tokens=None)

@@ -121,7 +121,7 @@ def special(node: Node) -> Go:
     return go
 
 
-def saving(node: Node, *, copy: bool, overwritten: bool) -> Go:
+def saving(node: Node, *, copy: bool, overwritten: bool, used: bool) -> Go:
     """Keeps a value for the user.
 
     Parameters
@@ -130,11 +130,16 @@ def saving(node: Node, *, copy: bool, overwritten: bool) -> Go:
         Whether somebody may write into the value's memory later: the model, or the graph.
     overwritten
         Whether the graph does. Otherwise a value with a history is kept itself, so that it can be differentiated by.
+    used
+        Whether the graph goes on with the saved value; otherwise nothing is copied where it is not kept.
     """
     number, saved = node.id, node.args[0].id
 
     def save(run: Run, values: list[Any]) -> None:
         value, gradients = values[saved], run.shared.gradients
+        if not used and not run.shared.keeps:
+            run.saved[number] = None
+            return
         if not isinstance(value, torch.Tensor):
             within(value)
             differentiable = False

@@ -6,12 +6,12 @@ from bisect import bisect_right
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.execution.points import AT_A_MODULE, SETTERS, Point
-from nnsight_hpc.execution.sharing import changes_container
 from nnsight_hpc.graph.build import BACKWARD, COLLECT, FINAL, INVOKE, PARAMETER, READ_GRAD, SET_GRAD
 from nnsight_hpc.graph.effort import spend
 from nnsight_hpc.graph.nodes import refs_in
 from nnsight_hpc.graph.operations import IN_PLACE
+from nnsight_hpc.graph.points import AT_A_MODULE, SETTERS, Point
+from nnsight_hpc.graph.sharing import changes_container
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:

@@ -22,17 +22,17 @@ from nnsight_hpc.execution.fake import UNKNOWN, Shadow
 from nnsight_hpc.execution.fake_memory import storage_of
 from nnsight_hpc.execution.fake_model import STEPS
 from nnsight_hpc.execution.fake_tensors import objects_of
-from nnsight_hpc.execution.points import AT_A_MODULE, places_of
 from nnsight_hpc.graph import build
 from nnsight_hpc.graph.operations import PROTOCOL
+from nnsight_hpc.graph.points import AT_A_MODULE, places_of
 from nnsight_hpc.wire.errors import RequestCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from nnsight_hpc.execution.fake_model import Place, Recording
-    from nnsight_hpc.execution.points import Point
     from nnsight_hpc.graph.nodes import Graph, Node
+    from nnsight_hpc.graph.points import Point
 
 ASSUMED_PASSES = 1024
 """So many passes a loop is taken to have whose number is not known before the run."""

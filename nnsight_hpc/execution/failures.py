@@ -14,9 +14,9 @@ from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph, exe
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.schedule import Schedule
     from nnsight_hpc.graph.nodes import Node
+    from nnsight_hpc.graph.points import Point
 
 
 class OutOfMemoryError(execution_error("MemoryError"), torch.OutOfMemoryError):  # type: ignore[misc] # made by a function

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnsight_hpc.execution.fake_memory import Alive
 from nnsight_hpc.execution.fake_tensors import UNKNOWN, Copying, Mode, described, quiet
-from nnsight_hpc.execution.source import instrumented
+from nnsight_hpc.execution.source import by_module, instrumented
 from nnsight_hpc.models.devices import device_of
 
 if TYPE_CHECKING:
@@ -107,19 +107,21 @@ class _Enough(BaseException):
 class Twin:
     """The copy of a module without weights, and what its fake runs have found.
 
-    Attributes
+    Parameters
     ----------
     device
-        Where the model is; for one on the meta device the CPU, where its weights would be loaded.
+        Where the model is, or would be: not the meta device.
+
+    Attributes
+    ----------
     runs
         How often the model was run on fakes.
     why
         Why there is no copy, if the module holds what cannot be copied: then nothing is known of the model.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        device = device_of(module)
-        self.device = torch.device("cpu") if device.type == "meta" else device
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self.device = device
         self.mode = Mode(allow_non_fake_inputs=True)
         self.runs = 0
         self._lock = threading.RLock()
@@ -234,10 +236,9 @@ class Twin:
         self.mode.answers, self.mode.given = call.generate, False  # what is kept by shapes must not depend on values
         try:
             with ExitStack() as stack:
-                for path in operations:
-                    module, _, name = path.partition(":")
+                for path, names in by_module(operations).items():
                     watch = functools.partial(self._operation, path)
-                    stack.enter_context(instrumented(self.module.get_submodule(module), [name], watch))
+                    stack.enter_context(instrumented(self.module.get_submodule(path), names, watch))
                 stack.enter_context(self.active())
                 function = self.module.generate if call.generate else self.module  # a module without one says so
                 recording.result = function(*call.args, **call.kwargs)
@@ -248,10 +249,10 @@ class Twin:
         return recording
 
     def _operation(
-        self, path: str, _name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: str, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run an operation inside of a forward, and note what it got and gave."""
-        recording = self._recording
+        recording, path = self._recording, f"{module}:{name}"
         assert recording is not None, "operations are watched during a run only"
         call = recording.calls[path]
         args, kwargs = self._put((path, "inputs", call), args, kwargs)
@@ -321,6 +322,12 @@ class Twin:
 
 
 _twins: WeakKeyDictionary[torch.nn.Module, tuple[Any, Twin]] = WeakKeyDictionary()
+_stand_ins: WeakKeyDictionary[torch.nn.Module, torch.nn.Module] = WeakKeyDictionary()
+
+
+def stand_in(module: torch.nn.Module, whole: torch.nn.Module) -> None:
+    """Have fakes of `module`, whose tensors are spread over processes, made from `whole`, on the meta device."""
+    _stand_ins[module] = whole
 
 
 def twin_of(module: torch.nn.Module) -> Twin:
@@ -328,11 +335,18 @@ def twin_of(module: torch.nn.Module) -> Twin:
     now = _form(module)
     known = _twins.get(module)
     if known is None or known[0] != now:
-        known = _twins[module] = (now, Twin(module))
+        device = device_of(module)
+        where = torch.device("cpu") if device.type == "meta" else device  # where its weights would be loaded
+        known = _twins[module] = (now, Twin(_stand_ins.get(module, module), where))
     return known[1]
 
 
 def _form(module: torch.nn.Module) -> Any:
     """What has to be the same for a twin to stand for a module."""
-    modules = tuple((id(part), part.training) for part in module.modules())
-    return modules, tuple((p.shape, p.dtype, p.device) for p in module.parameters())
+    waiting, modules, parameters = [module], [], []
+    while waiting:  # a walk of our own: each request asks, and that of `named_parameters` takes milliseconds
+        part = waiting.pop()
+        modules.append((id(part), part.training))
+        parameters += [(p.shape, p.dtype, p.device) for p in part._parameters.values() if p is not None]  # noqa: SLF001
+        waiting += [child for child in part._modules.values() if child is not None]  # noqa: SLF001
+    return modules, parameters

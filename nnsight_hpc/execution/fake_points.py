@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nnsight_hpc.execution.batch import Batch
 from nnsight_hpc.execution.fake_model import STEPS
 from nnsight_hpc.execution.fake_tensors import UNKNOWABLE, UNKNOWN, alike, fresh, is_unknown
-from nnsight_hpc.execution.points import Point
+from nnsight_hpc.graph.points import Point
 
 if TYPE_CHECKING:
     from nnsight_hpc.execution.fake_model import Call, Place, Recording, Twin

@@ -14,8 +14,8 @@ from nnsight_hpc.wire.errors import InvalidGraph
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.scope import Scope
+    from nnsight_hpc.graph.points import Point
 
 _SEEN_OUTSIDE = frozenset({SAVE, LOG, CHECK, APPLY, BACKWARD, END})
 _IN_A_FORWARD = frozenset({*READS, "skip"})

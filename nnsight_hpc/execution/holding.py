@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from nnsight_hpc.execution.points import SETTERS
 from nnsight_hpc.graph.build import CALL, COLLECT, FINAL, PARAMETER, SAVE
 from nnsight_hpc.graph.nodes import Ref, TensorRef, leaves
 from nnsight_hpc.graph.operations import VIEWS
+from nnsight_hpc.graph.points import SETTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

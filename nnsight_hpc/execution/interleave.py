@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,92 +17,28 @@ from nnsight_hpc.execution.arguments import arguments_of
 from nnsight_hpc.execution.batch import Batch
 from nnsight_hpc.execution.failures import explained, in_the_model
 from nnsight_hpc.execution.fake_model import Call
+from nnsight_hpc.execution.locate import layers_of
+from nnsight_hpc.execution.moments import After, Before, ShardedAfter, ShardedBefore
 from nnsight_hpc.execution.plain import within
 from nnsight_hpc.execution.source import SLOTS, instrumented
 from nnsight_hpc.execution.stops import Stop, Visits
+from nnsight_hpc.execution.view import ShardedPlace, Visit
 from nnsight_hpc.graph.build import GENERATE
-from nnsight_hpc.graph.nodes import Held, leaves, map_leaves
+from nnsight_hpc.graph.nodes import Held, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nnsight_hpc.execution.arguments import Given
+    from nnsight_hpc.execution.moments import Moment
     from nnsight_hpc.execution.rows import Rows
     from nnsight_hpc.execution.run import Run
     from nnsight_hpc.execution.steps import Go, Step
     from nnsight_hpc.graph.nodes import Node
 
 
-class _Left(BaseException):
+class Left(BaseException):
     """Leaves the forward early. Not an `Exception`: a model that catches those must not swallow it."""
-
-
-def unshared(value: Any) -> Any:
-    """A value inside of a forward with lists and dicts of its own: those there may be the model's, and last."""
-    return map_leaves(value, lambda leaf: leaf) if type(value) in (list, dict, tuple) else value
-
-
-class Moment(Protocol):
-    """What stands at the place that the model is at."""
-
-    def get(self, kind: str) -> Any: ...
-    def set(self, kind: str, value: Any) -> None: ...
-
-
-class Before:
-    """The arguments of a module that is about to run. ``input`` is the first positional one, or else the first keyword's."""
-
-    __slots__ = ("_within", "args", "changed", "kwargs", "skipped", "skipped_rows")
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, within: bool = False) -> None:
-        self.args, self.kwargs = args, kwargs
-        self._within = within
-        self.changed = False
-        self.skipped: list[Any] = []
-        self.skipped_rows: list[tuple[Rows, Any]] = []
-
-    def get(self, kind: str) -> Any:
-        if self._within and kind == "inputs":
-            return unshared((self.args, self.kwargs))
-        if kind == "inputs":
-            return self.args, self.kwargs
-        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
-
-    def set(self, kind: str, value: Any) -> None:
-        self.changed = True
-        if kind == "skip":
-            self.skipped = [value]
-        elif kind == "inputs":
-            self.args, self.kwargs = value
-        elif self.args:
-            self.args = (value, *self.args[1:])
-        else:
-            self.kwargs = {**self.kwargs, next(iter(self.kwargs)): value}
-
-    def skip_rows(self, rows: Rows, value: Any) -> None:
-        """Some rows skip the module: it runs for the others, and theirs is replaced in its output. If all do, nothing runs."""
-        self.skipped_rows.append((rows, value))
-        whole = rows.joined(sorted(self.skipped_rows, key=lambda part: part[0].start))
-        if whole is not None:
-            self.skipped, self.skipped_rows = [whole], []
-
-
-class After:
-    """The output of a module, or of an operation within one, that has just run."""
-
-    __slots__ = ("_within", "changed", "output")
-
-    def __init__(self, output: Any, *, within: bool = False) -> None:
-        self.output, self._within = output, within
-        self.changed = False
-
-    def get(self, _kind: str) -> Any:
-        return unshared(self.output) if self._within else self.output
-
-    def set(self, _kind: str, value: Any) -> None:
-        if value is None and not self._within:
-            raise TypeError("the output of a module cannot be set to None: to torch that means unchanged")
-        self.output, self.changed = value, True
 
 
 def passing(forward: Node) -> Go:
@@ -111,12 +47,12 @@ def passing(forward: Node) -> Go:
     whole = any(isinstance(leaf, Held) for leaf in leaves((forward.args, dict(forward.kwargs))))
 
     def go(run: Run, _values: list[Any]) -> None:
-        _Interleaver(run, forward.id, given, whole=whole).go()
+        Interleaver(run, forward.id, given, whole=whole).go()
 
     return go
 
 
-class _Interleaver:
+class Interleaver:
     """The hooks of one forward, and what is outstanding in it.
 
     A `whole` one is not left early: the model may do something to an object of the researcher's that it is given (a cache).
@@ -131,30 +67,60 @@ class _Interleaver:
         self._changes = run.shared.changes
 
     def go(self) -> None:
-        run, step = self._run, self._run.schedule.step_of(self._forward)
-        args, kwargs = self._arguments(step)
+        step = self._run.schedule.step_of(self._forward)
+        args, kwargs = self.arguments(step)
         with ExitStack() as stack:
             stack.callback(self._changes.undo)
-            if self._forward in run.schedule.divided:
-                call = Call(tuple(args), kwargs, step.node.op == GENERATE)
-                run.batch[self._forward] = self._batch(call)
-            for path, operations in self._modules.items():
-                self._hook(path, operations, stack)
+            self.attach(Call(tuple(args), kwargs, step.node.op == GENERATE), stack)
+            if self._run.shared.cancelled is not None:
+                self._ask_before_layers()
             try:
-                if self._whole or self._left_to_see():
-                    output = self._call(step, args, kwargs)
-                    if result := self._visits.get("", _NONE).result.get(0):
-                        self._fire(After(output), result)
-                    run.end_of_forward(self._stops)
-            except _Left:
+                if self._whole or self.left_to_see():
+                    self.returned(self._call(step, args, kwargs))
+            except Left:
                 pass
-        if not self._left_to_see():
-            run.leave_forward(self._stops)
+        self.leave()
+
+    def _ask_before_layers(self) -> None:
+        """Ask whether the run is cancelled also where the graph does not look: a generation may take minutes."""
+
+        def ask(*_: Any) -> None:
+            if not self._elsewhere():
+                self._run.stop_if_cancelled()
+
+        for layer in layers_of(self._run.shared.module):
+            self._put_before(layer, ask)
+
+    def attach(self, call: Call, stack: ExitStack) -> None:
+        """Put the hooks on the model, which is about to be called; all of them are undone by the run's changes and `stack`."""
+        run = self._run
+        view, divided = run.shared.view, self._forward in run.schedule.divided
+        if view is not None:
+            view.prepare(call, self._operations)
+        if divided:
+            run.batch[self._forward] = self._batch(call)
+        for path, operations in self._modules.items():
+            self._hook(path, operations, stack)
+
+    def returned(self, output: Any) -> None:
+        """The model has come to its end."""
+        if result := self._visits.get("", _NONE).result.get(0):
+            self._fire(self._leaving(self._place("", "output"), result, output), result)
+        self._run.end_of_forward(self._stops)
+
+    def leave(self) -> None:
+        """The hooks are gone: what nothing depends on that is seen outside is left out."""
+        if not self.left_to_see():
+            self._run.leave_forward(self._stops)
+
+    @property
+    def _operations(self) -> frozenset[str]:
+        """The operations inside of forwards that are touched: ``path.of.module:operation``."""
+        return frozenset(f"{path}:{name}" for path, names in self._modules.items() for name in names)
 
     def _batch(self, call: Call) -> Batch:
         """The batch of a call; that of a generation changes from step to step."""
-        module = self._run.shared.module
-        operations = frozenset(f"{path}:{name}" for path, names in self._modules.items() for name in names)
+        module, operations = self._run.shared.module, self._operations
         batch = Batch(module, call, operations)
         if operations or any(visits.instead for visits in self._visits.values()):
             _ = batch.layouts  # learnt on a copy of the model, whose forwards are about to be replaced
@@ -171,7 +137,7 @@ class _Interleaver:
 
         return look
 
-    def _arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, step: Step) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the model is called with: nothing that somebody else may read."""
         run = self._run
         try:
@@ -184,7 +150,7 @@ class _Interleaver:
             raise explained(step.node, (), {}, error) from None
         return args, kwargs
 
-    def _left_to_see(self) -> bool:
+    def left_to_see(self) -> bool:
         """Whether a stop is outstanding on which something depends that is seen outside."""
         past = self._run.past
         return any(stop.observed and not past[stop.number] for stop in self._stops)
@@ -217,9 +183,9 @@ class _Interleaver:
         if visits.instead:
             put(vars(module), "forward", _replaceable(module, skipped, self._elsewhere))
         if visits.before or visits.instead:
-            self._put_before(module, self._before(visits, skipped, rows))
+            self._put_before(module, self._before(path, visits, skipped, rows))
         if visits.after or visits.instead:
-            put(module._forward_hooks, next(_NUMBERS), self._after(visits, rows))  # noqa: SLF001
+            put(module._forward_hooks, next(_NUMBERS), self._after(path, visits, rows))  # noqa: SLF001
 
     def _put_before(self, module: torch.nn.Module, hook: Callable[..., Any]) -> None:
         """Put a hook on what comes into a module, as in `_hook`; it gets keywords, too."""
@@ -227,21 +193,24 @@ class _Interleaver:
         put(module._forward_pre_hooks_with_kwargs, number, True)  # noqa: SLF001
         put(module._forward_pre_hooks, number, hook)  # noqa: SLF001
 
-    def _before(self, visits: Visits, skipped: list[Any], rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
-        calls = count()
+    def _before(
+        self, path: str, visits: Visits, skipped: list[Any], rows: list[tuple[Rows, Any]]
+    ) -> Callable[..., Any]:
+        calls, place, output = count(), self._place(path, "input"), self._place(path, "output")
 
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
             if self._elsewhere():
                 return None
-            moment = Before(args, kwargs)
-            self._begin(visits, next(calls), moment)
-            skipped[:], rows[:] = moment.skipped, moment.skipped_rows
-            return (moment.args, moment.kwargs) if moment.changed else None
+            call = next(calls)
+            moment = self._entering(place, visits.before.get(call), args, kwargs)
+            self._begin(visits, call, moment)
+            skipped[:], rows[:] = [_own(output, value) for value in moment.skipped], moment.skipped_rows
+            return moment.left if moment.changed else None
 
         return before
 
-    def _after(self, visits: Visits, rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
-        calls, stops, elsewhere = count(), visits.after, self._elsewhere
+    def _after(self, path: str, visits: Visits, rows: list[tuple[Rows, Any]]) -> Callable[..., Any]:
+        calls, stops, elsewhere, place = count(), visits.after, self._elsewhere, self._place(path, "output")
 
         def after(_: Any, _args: Any, output: Any) -> Any:
             if elsewhere():
@@ -249,32 +218,65 @@ class _Interleaver:
             stop = stops.get(next(calls))
             if stop is None and not rows:
                 return None
-            moment = After(output)
+            moment = self._leaving(place, stop, output)
             while rows:
                 part, value = rows.pop()
-                moment.set("output", part.put(value, moment.output))
+                moment.set("output", part.put(value, moment.get("output")))
             if stop is not None:
                 self._fire(moment, stop)
-            return moment.output if moment.changed else None
+            return moment.left if moment.changed else None
 
         return after
 
     def _operation(self, path: str, names: Sequence[str]) -> Callable[..., Any]:
         calls = {name: count() for name in names}
+        places = {name: [self._place(f"{path}:{name}", side) for side in ("input", "output")] for name in names}
 
         def operation(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self._elsewhere():
                 return function(*args, **kwargs)
-            visits, call, moment = self._visits[f"{path}:{name}"], next(calls[name]), Before(args, kwargs, within=True)
+            visits, call, (into, out) = self._visits[f"{path}:{name}"], next(calls[name]), places[name]
+            moment = self._entering(into, visits.before.get(call), args, kwargs, within=True)
             self._begin(visits, call, moment)
-            after = After(moment.skipped[0] if moment.skipped else function(*moment.args, **moment.kwargs), within=True)
+            args, kwargs = moment.left
+            made = _own(out, moment.skipped[0]) if moment.skipped else function(*args, **kwargs)
+            stop = visits.after.get(call)
+            after = self._leaving(out, stop, made, within=True)
             for rows, value in moment.skipped_rows:
-                after.set("output", rows.put(value, after.output))
-            if stop := visits.after.get(call):
+                after.set("output", rows.put(value, after.get("output")))
+            if stop:
                 self._fire(after, stop)
-            return after.output
+            return after.left
 
         return operation
+
+    def _place(self, path: str, side: str) -> ShardedPlace | None:
+        """The place where something is sharded; None where nothing is."""
+        view = self._run.shared.view
+        return ShardedPlace(view, path, side) if view is not None and view.sharded(path, side) else None
+
+    def _entering(
+        self,
+        place: ShardedPlace | None,
+        stop: Stop | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        within: bool = False,
+    ) -> Before:
+        if place is None:
+            return Before(args, kwargs, within=within)
+        return ShardedBefore(self._visit(place, stop, (args, kwargs)), args, kwargs, within=within)
+
+    def _leaving(self, place: ShardedPlace | None, stop: Stop | None, output: Any, *, within: bool = False) -> After:
+        if place is None:
+            return After(output, within=within)
+        return ShardedAfter(self._visit(place, stop, output), output, within=within)
+
+    def _visit(self, place: ShardedPlace, stop: Stop | None, local: Any) -> Visit:
+        run = self._run
+        saved = stop is not None and stop.number in run.schedule.only_saved and not run.shared.gradients
+        return Visit(place, local, root_only=saved)
 
     def _begin(self, visits: Visits, call: int, moment: Before) -> None:
         """A module or operation is about to run: its inputs, and then whether it is skipped."""
@@ -292,8 +294,13 @@ class _Interleaver:
         run = self._run
         run.fire(moment, stop)
         self._outstanding -= stop.observed
-        if not self._whole and (not self._outstanding or (run.schedule.guarded and not self._left_to_see())):
-            raise _Left
+        if not self._whole and (not self._outstanding or (run.schedule.guarded and not self.left_to_see())):
+            raise Left
+
+
+def _own(place: ShardedPlace | None, value: Any) -> Any:
+    """What a module that is skipped hands on."""
+    return value if place is None else place.own(value)
 
 
 _NONE = Visits()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from nnsight_hpc.execution.fake_model import Place, Recording, Twin
-    from nnsight_hpc.execution.points import Point
+    from nnsight_hpc.graph.points import Point
 
 Rules = tuple[Rule | None, ...]
 """What is known of each leaf of a nested value; None: nothing."""

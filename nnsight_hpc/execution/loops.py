@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nnsight_hpc.execution.schedule import Schedule
-    from nnsight_hpc.execution.sharing import Memory
+    from nnsight_hpc.graph.sharing import Memory
 
 GIVEN = "control.given"
 """In a loop's own graph: a value that comes from outside. No document can hold it."""

@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from nnsight_hpc.graph.nodes import Node
 
 
+def is_spread(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor; told by its method, since to import that class takes a third of a second."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a tensor that is spread over processes (a DTensor) as far as it lies here; any other tensor as it is."""
+    if not is_spread(tensor):
+        return tensor
+    with torch.no_grad():
+        part: torch.Tensor = tensor.to_local()
+    return part
+
+
 def memory_of(value: Any) -> frozenset[int]:
     """The addresses of the memory that the tensors in a nested value lie in."""
     addresses = (t.untyped_storage().data_ptr() for t in leaves(value) if isinstance(t, torch.Tensor))
@@ -69,10 +83,10 @@ class _Known:
         tables = [table for part in parts for table in (part._parameters, part._buffers, part._modules)]  # noqa: SLF001
         self._full, self._empty = [table for table in tables if table], [table for table in tables if not table]
         self._entries = self._seen()
-        self._tensors = [entry for entry in self._entries if isinstance(entry, torch.Tensor)]
+        self._tensors = [local(entry) for entry in self._entries if isinstance(entry, torch.Tensor)]
         self._addresses = [*map(torch.Tensor.data_ptr, self._tensors)]
         plain = [value for part in parts for value in vars(part).values() if type(value) in (torch.Tensor, list, tuple)]
-        self.memory = memory_of([*module.parameters(), *module.buffers(), *plain])
+        self.memory = memory_of([*map(local, chain(module.parameters(), module.buffers())), *plain])
 
     def holds(self) -> bool:
         """Whether nothing was moved, replaced or added since. It is asked at each run that changes something."""

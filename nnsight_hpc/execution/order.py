@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.schedule import Schedule
+    from nnsight_hpc.graph.points import Point
 
 
 def check_order(schedule: Schedule, tensors: Mapping[str, torch.Tensor], module: torch.nn.Module) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nnsight_hpc.execution.memory import is_spread, local
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,8 +55,11 @@ class Resident:
         self._entries = [*chain.from_iterable(self._views)]
         self._settings = [get() for get, _ in _SETTINGS]
         tensors = {id(entry): entry for entry in self._entries if isinstance(entry, torch.Tensor)}
-        self._contents = {key: tensor.detach().clone() for key, tensor in tensors.items() if _is_copied(tensor)}
-        self._tensors, self._marks = [*tensors.values()], [*map(_mark, tensors.values())]
+        parts = {key: local(tensor) for key, tensor in tensors.items()}
+        self._contents = {id(parts[key]): parts[key].detach().clone() for key in tensors if _is_copied(tensors[key])}
+        self._tensors, self._marks = [*parts.values()], [*map(_mark, parts.values())]
+        self._spread = [tensor for tensor in tensors.values() if is_spread(tensor)]
+        self._versions = [*map(_version, self._spread)]
 
     def restore(self) -> bool:
         """Put back what has changed since then; whether that could be done: weights, and what else is large, are not put back.
@@ -67,6 +72,8 @@ class Resident:
         for before, (get, set_) in zip(self._settings, _SETTINGS, strict=True):
             if not _same(get(), before):
                 set_(before)
+        if [*map(_version, self._spread)] != self._versions:
+            return False
         return [*map(_mark, self._tensors)] == self._marks or all([*map(self._restore, range(len(self._tensors)))])
 
     def _restore(self, number: int) -> bool:
@@ -94,6 +101,11 @@ def _mark(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor._version  # noqa: SLF001 - its one counter
 
 
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written into. Of one that is spread over processes its part here does not count that."""
+    return int(tensor._version)  # noqa: SLF001 - as in _mark
+
+
 def _is_copied(tensor: torch.Tensor) -> bool:
     return not isinstance(tensor, torch.nn.Parameter) and tensor.numel() * tensor.element_size() <= _SMALL
 
@@ -105,7 +117,7 @@ def _tables_of(module: torch.nn.Module) -> list[Any]:
     seen: set[int] = set()
     while waiting:
         one = waiting.pop()
-        if id(one) in seen or isinstance(one, _LEFT_ALONE):
+        if id(one) in seen or isinstance(one, _LEFT_ALONE) or _is_distributed(one):
             continue
         seen.add(id(one))
         table = one if isinstance(one, _TABLES) else getattr(one, "__dict__", None)
@@ -113,6 +125,11 @@ def _tables_of(module: torch.nn.Module) -> list[Any]:
             tables[id(table)] = table
             waiting += table.values() if isinstance(table, dict) else table
     return [*tables.values()]
+
+
+def _is_distributed(one: Any) -> bool:
+    """Whether an object belongs to torch's process groups and meshes, which a spread module has, and which go on meanwhile."""
+    return any(base.__module__.startswith(("torch.distributed", "torch._C._distributed")) for base in type(one).__mro__)
 
 
 def _restore(table: Any, copy: Any) -> None:

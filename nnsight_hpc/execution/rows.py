@@ -107,15 +107,18 @@ class Rows:
         leaves, nesting = tree_flatten(value)
         return tree_unflatten([part(*pair) for pair in zip(leaves, self._rules(leaves), strict=True)], nesting)
 
-    def put(self, value: Any, into: Any) -> Any:
-        """A copy of the whole value `into` with these rows replaced by `value`, which has the same nesting."""
+    def put(self, value: Any, into: Any, *, own: bool = False) -> Any:
+        """A copy of the whole value `into` with these rows replaced by `value`, which has the same nesting.
+
+        With `own` it is such a copy already, and is written into.
+        """
         parts, nesting = tree_flatten(value)
         wholes, whole_nesting = tree_flatten(into)
         if nesting != whole_nesting and len(parts) != len(wholes):
             raise ValueError(
                 f"an invoke can only set what has the form of the model's own value, {type(into).__name__}"
             )
-        new = [self._put(*each) for each in zip(parts, wholes, self._rules(wholes), strict=True)]
+        new = [self._put(*each, own=own) for each in zip(parts, wholes, self._rules(wholes), strict=True)]
         return tree_unflatten(new, whole_nesting)
 
     def joined(self, others: Sequence[tuple[Rows, Any]]) -> Any:
@@ -151,7 +154,7 @@ class Rows:
         each = size // self.batch if part.tokens is None else (self.tokens or 0) if part.tokens else 1
         return each if size == self.batch * each else 0
 
-    def _put(self, part: Any, whole: Any, rule: Rule | None) -> Any:
+    def _put(self, part: Any, whole: Any, rule: Rule | None, *, own: bool) -> Any:
         if not isinstance(whole, torch.Tensor):
             return whole
         where = self._where(whole, rule)
@@ -159,7 +162,7 @@ class Rows:
             if not isinstance(part, torch.Tensor) or not torch.equal(part, whole):
                 raise only_for_all(whole)
             return whole
-        new = whole.clone()
+        new = whole if own else whole.clone()
         new[where] = part
         return new
 

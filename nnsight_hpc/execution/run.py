@@ -12,7 +12,6 @@ from nnsight_hpc.execution.failures import explained, never_reached, too_late
 from nnsight_hpc.execution.gradients import attached, run_backward
 from nnsight_hpc.execution.locate import find_module
 from nnsight_hpc.execution.order import check_order
-from nnsight_hpc.execution.points import SETTERS
 from nnsight_hpc.execution.shared import Shared
 from nnsight_hpc.execution.structure import scheduled
 from nnsight_hpc.execution.values import Absent, NotReached
@@ -30,6 +29,7 @@ from nnsight_hpc.graph.build import (
     SAVE,
 )
 from nnsight_hpc.graph.operations import IN_PLACE
+from nnsight_hpc.graph.points import SETTERS
 from nnsight_hpc.wire.errors import InvalidGraph, RequestCancelled
 
 if TYPE_CHECKING:
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
     from nnsight_hpc.execution.batch import Batch
     from nnsight_hpc.execution.estimate import Guard
-    from nnsight_hpc.execution.interleave import Moment
     from nnsight_hpc.execution.loops import Loop
+    from nnsight_hpc.execution.moments import Moment
     from nnsight_hpc.execution.schedule import Schedule
     from nnsight_hpc.execution.steps import Step
     from nnsight_hpc.execution.stops import Stop
+    from nnsight_hpc.execution.view import FullView
     from nnsight_hpc.graph.nodes import Graph, Node
 
 _EFFECTS = IN_PLACE | SETTERS | {BACKWARD, CHECK}
@@ -59,6 +60,7 @@ def run_graph(
     log: Callable[[str, str], None] = lambda line, _source: print(line),
     objects: Sequence[Any] = (),
     guard: Guard | None = None,
+    view: FullView | None = None,
 ) -> dict[str, Any]:
     """Run `graph` on `module` and return what it saves, by name; `Absent` for what was never made.
 
@@ -70,13 +72,16 @@ def run_graph(
     tensors
         The graph's tensor constants by name, on any device.
     cancelled
-        Asked at each touched point of the model and between nodes; None where nobody cancels.
+        Asked before each layer of the model and between nodes; None where nobody cancels.
     log
         Called with each line that the graph logs, and the user's line that does so.
     objects
         Python objects and functions of the caller that the graph has by their number; without them it is refused.
     guard
         Asked before operations whose results' sizes were not known when the memory of the graph was estimated.
+    view
+        For a model that is spread over several processes, in all of which this is called: shows whole tensors. Where it keeps
+        nothing the result is empty.
 
     Raises
     ------
@@ -87,15 +92,12 @@ def run_graph(
     RequestCancelled
         `cancelled` said so.
     """
-    schedule = scheduled(graph, local=bool(objects))
-    if not schedule.tensors <= tensors.keys():
-        missing = min(schedule.tensors - tensors.keys())
-        raise InvalidGraph(f"the tensor {missing!r} of the graph is missing", why="it is not among the tensors given")
+    schedule = complete(graph, tensors, local=bool(objects))
     gradients = schedule.gradients or any(tensor.requires_grad for tensor in tensors.values())
     changes, before = Changes(), torch.is_grad_enabled()
     try:
         with torch.set_grad_enabled(gradients):
-            shared = Shared(module, tensors, cancelled, log, objects, gradients, changes)
+            shared = Shared(module, tensors, cancelled, log, objects, gradients, changes, view)
             run = Run(schedule, shared, guard)
             check_order(schedule, shared.tensors, module)
             run.go()
@@ -103,7 +105,16 @@ def run_graph(
         changes.undo()
         torch.set_grad_enabled(before)
         raise
-    return {name: run.saved.get(node, _NOT_RUN) for name, node in graph.saves.items()}
+    return run.saved_by(graph)
+
+
+def complete(graph: Graph, tensors: Mapping[str, torch.Tensor], *, local: bool) -> Schedule:
+    """The schedule of a graph whose tensors are all there; raises `InvalidGraph` where one is missing, and as `scheduled`."""
+    schedule = scheduled(graph, local=local)
+    if not schedule.tensors <= tensors.keys():
+        missing = min(schedule.tensors - tensors.keys())
+        raise InvalidGraph(f"the tensor {missing!r} of the graph is missing", why="it is not among the tensors given")
+    return schedule
 
 
 class Run:
@@ -157,16 +168,35 @@ class Run:
         self.run_ready()
         for forward in self.schedule.forwards:
             step = self.schedule.step_of(forward)
-            if self._waits[forward] > 1:
-                raise never_reached(step.node, self.schedule, self.done)
-            if absent := self._why_absent(step):
-                self._leave_out(self.schedule.stops.forwards[forward].stops, absent)
-            else:
+            if self.begins(step):
                 step.go(self, self.values)
-            self._finish(step)
-            self.run_ready()
+            self.passed(step)
+        self.check_done()
+
+    def begins(self, step: Step) -> bool:
+        """Whether the forward whose turn it is takes place; where it does not, what hangs on it is left out."""
+        if self._waits[step.number] > 1:
+            raise never_reached(step.node, self.schedule, self.done)
+        absent = self._why_absent(step)
+        if absent:
+            self._leave_out(self.schedule.stops.forwards[step.number].stops, absent)
+        return not absent
+
+    def passed(self, step: Step) -> None:
+        """A forward is over: what waited for that runs."""
+        self._finish(step)
+        self.run_ready()
+
+    def check_done(self) -> None:
+        """Raise `InvalidGraph` for what has not run although all forwards are over."""
         if 0 in self.done:
             raise never_reached(self.schedule.step_of(self.done.index(0)).node, self.schedule, self.done)
+
+    def saved_by(self, graph: Graph) -> dict[str, Any]:
+        """What the graph saves, by name; nothing where this process keeps nothing."""
+        if not self.shared.keeps:
+            return {}
+        return {name: self.saved.get(node, _NOT_RUN) for name, node in graph.saves.items()}
 
     def run_ready(self) -> None:
         """Run what can run now, in program order."""
@@ -248,11 +278,15 @@ class Run:
                 raise explained(step.node, *step.arguments(self), error) from None
         self._finish(step)
 
+    def stop_if_cancelled(self) -> None:
+        """Raise `RequestCancelled` when nothing is to be run any longer."""
+        if self.shared.cancelled is not None and self.shared.cancelled():
+            raise RequestCancelled("the request was cancelled while it ran")
+
     def _watch(self, step: Step) -> None:
         """Raise `RequestCancelled` when nothing is to be run any longer, and `InvalidGraph` where too much memory is taken."""
-        cancelled, guard = self.shared.cancelled, self._guard
-        if cancelled is not None and cancelled():
-            raise RequestCancelled("the request was cancelled while it ran")
+        self.stop_if_cancelled()
+        guard = self._guard
         if guard is not None and guard.watch is not None:
             guard.watch.look(step.node)
         if guard is not None and step.number in guard.unchecked:

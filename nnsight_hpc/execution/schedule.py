@@ -16,12 +16,10 @@ from nnsight_hpc.execution.edges import due_of, edges_of, needs_of, written_in
 from nnsight_hpc.execution.forwards import crossings, in_order, observed
 from nnsight_hpc.execution.holding import BEGINS, copied_saves, exposed, of_model, overwritten_saves
 from nnsight_hpc.execution.loops import Loop, bodies, body_of
-from nnsight_hpc.execution.points import Places, Point, places_of
 from nnsight_hpc.execution.scope import Scope
-from nnsight_hpc.execution.sharing import Memory
 from nnsight_hpc.execution.steps import Step, goes_of, steps_of
 from nnsight_hpc.execution.stops import Stops, stops_of
-from nnsight_hpc.execution.straight import ends_of, straight_runs
+from nnsight_hpc.execution.straight import ends_of, only_saved, straight_runs
 from nnsight_hpc.graph.build import (
     BACKWARD,
     CALL,
@@ -36,6 +34,8 @@ from nnsight_hpc.graph.build import (
     READS,
     SET_GRAD,
 )
+from nnsight_hpc.graph.points import Places, Point, places_of
+from nnsight_hpc.graph.sharing import Memory
 from nnsight_hpc.wire.errors import InvalidGraph
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Schedule:
         The nodes that run here as they run; None for the others.
     straight
         For each stop what hangs on it alone, in order; nothing where that is not all that does.
+    only_saved
+        The stops whose values are saved, and nothing else happens to them.
     uses
         For each node, how many nodes use its value: at zero it is dropped.
     forwards
@@ -102,6 +104,7 @@ class Schedule:
     waits: tuple[int, ...]
     steps: tuple[Step | None, ...]
     straight: tuple[tuple[Step, ...], ...]
+    only_saved: frozenset[int]
     uses: tuple[int, ...]
     forwards: tuple[int, ...]
     stops: Stops
@@ -147,7 +150,8 @@ def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Itera
     stops = stops_of(at, due, _roots(scope, backwards, needs), scope.forwards(), observed(scope, due, edges))
     runs = straight_runs(scope, edges, stops)
     ends = {number: ends for run in runs.values() for number, ends in ends_of(run, needs, kept).items()}
-    goes = goes_of(scope, stops, copied_saves(scope, outside, written), overwritten_saves(scope, written))
+    uses = _uses(scope, needs, kept)
+    goes = goes_of(scope, stops, copied_saves(scope, outside, written), overwritten_saves(scope, written), uses)
     steps = steps_of(scope, needs, edges, goes, ends)
     return Schedule(
         places=scope.places,
@@ -161,7 +165,8 @@ def compile_graph(graph: Graph, given: Iterable[Iterable[int]] = (), kept: Itera
         ),
         steps=steps,
         straight=tuple(tuple(filter(None, map(steps.__getitem__, runs.get(n, ())))) for n in range(stops.count)),
-        uses=_uses(scope, needs, kept),
+        only_saved=only_saved(scope, runs, kept),
+        uses=uses,
         forwards=in_order(scope, at, due, edges),
         stops=stops,
         backwards=backwards,

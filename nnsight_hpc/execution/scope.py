@@ -9,9 +9,9 @@ from nnsight_hpc.graph.build import FORWARDS
 
 if TYPE_CHECKING:
     from nnsight_hpc.execution.loops import Loop
-    from nnsight_hpc.execution.points import Places, Point
-    from nnsight_hpc.execution.sharing import Memory
     from nnsight_hpc.graph.nodes import Graph, Node
+    from nnsight_hpc.graph.points import Places, Point
+    from nnsight_hpc.graph.sharing import Memory
 
 
 @dataclass(frozen=True)

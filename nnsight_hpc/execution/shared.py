@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from nnsight_hpc.execution.changes import Changes
     from nnsight_hpc.execution.rows import Index
+    from nnsight_hpc.execution.view import FullView
     from nnsight_hpc.graph.nodes import Node
 
 
@@ -30,11 +31,12 @@ class Shared:
         objects: Sequence[Any],
         gradients: bool,
         changes: Changes,
+        view: FullView | None,
     ) -> None:
         self.module: torch.nn.Module = module
         self.objects: Sequence[Any] = objects
         self.log, self.gradients = log, gradients
-        self.cancelled, self.changes = cancelled, changes
+        self.cancelled, self.changes, self.view = cancelled, changes, view
         self.device = device_of(module, tensors.values())
         self.tensors = {name: _sent(tensor, self.device) for name, tensor in tensors.items()}
         self.weights = Weights(module, self.tensors.values())
@@ -42,6 +44,15 @@ class Shared:
         self.wholes: dict[int, tuple[torch.Tensor, Index, torch.Tensor]] = {}
         self._common: list[torch.Tensor] = []
         self.parts: dict[str, torch.nn.Module] = {}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what the graph saves is kept in this process."""
+        return self.view is None or self.view.keeps
+
+    def decide(self, condition: Any) -> bool:
+        """Whether a condition holds: the same in all processes that run the graph."""
+        return bool(condition) if self.view is None else self.view.agree(bool(condition))
 
     def note_whole(self, part: torch.Tensor, whole: torch.Tensor, where: Index) -> None:
         """Remember of which tensor `part` is a part: gradients are those of the whole."""

@@ -84,6 +84,15 @@ def operations_of(module: torch.nn.Module, nested: Iterable[str] = ()) -> tuple[
     return source.operations
 
 
+def by_module(paths: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The names of operations by the path of the module that they are in; each is given as ``path.of.module:operation``."""
+    names: dict[str, frozenset[str]] = defaultdict(frozenset)
+    for path in sorted(paths):
+        module, _, name = path.partition(":")
+        names[module] |= {name}
+    return dict(names)
+
+
 def source_of(module: torch.nn.Module, nested: Iterable[str] = ()) -> Source | None:
     """As `operations_of`, with the whole text; None where the function is known only while the model runs."""
     function: Callable[..., Any] | None = forward_of(module)

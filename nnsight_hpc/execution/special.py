@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from nnsight_hpc.execution.arguments import maker
 from nnsight_hpc.execution.control import as_items, range_of, text_of
 from nnsight_hpc.execution.locate import find_parameter
@@ -35,7 +37,7 @@ from nnsight_hpc.graph.build import (
     RANGE,
     REACHED,
 )
-from nnsight_hpc.graph.nodes import leaves
+from nnsight_hpc.graph.nodes import leaves, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,14 +56,28 @@ def _call(run: Run, node: Node, args: Arguments, kwargs: Keywords) -> Any:
 
     The result shares no memory with what went in, so that what is known of memory from the graph holds.
     """
-    shared = run.shared
+    shared, path, view = run.shared, node.args[0], run.shared.view
     args, kwargs = shared.weights.apart((args[1:], dict(kwargs)))
+    if _works_in_place(shared.parts[path]):  # what it is given may be the model's
+        args, kwargs = map_leaves((args, kwargs), _copied)
+    if view is not None and view.sharded(path, "input"):
+        args, kwargs = view.own(path, "input", (args, kwargs))
     shared.in_call = True
     try:
-        result = shared.parts[node.args[0]](*args, **kwargs)
+        result = shared.parts[path](*args, **kwargs)
+        if view is not None and view.sharded(path, "output"):
+            result = view.whole(path, "output", result)
         return apart(shared.weights.apart(result), memory_of((args, kwargs)))
     finally:
         shared.in_call = False
+
+
+def _works_in_place(module: torch.nn.Module) -> bool:
+    return any(getattr(part, "inplace", False) for part in module.modules())
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _merge(_run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> Any:
@@ -85,8 +101,13 @@ def _log(run: Run, node: Node, args: Arguments, _kwargs: Keywords) -> None:
     run.shared.log(" ".join(map(text_of, args)), str(node.source or ""))
 
 
-def _check(_run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> None:
-    if not args[0]:
+def _parameter(run: Run, node: Node, _args: Arguments, _kwargs: Keywords) -> torch.Tensor:
+    found, view = find_parameter(run.shared.module, node), run.shared.view
+    return found if view is None else view.parameter(found)
+
+
+def _check(run: Run, _node: Node, args: Arguments, _kwargs: Keywords) -> None:
+    if not run.shared.decide(args[0]):
         raise AssertionError(" ".join(map(text_of, args[1:])))
 
 
@@ -138,12 +159,12 @@ def _own(run: Run, node: Node) -> int:
 
 
 SPECIAL: dict[str, Callable[[Run, Node, Arguments, Keywords], Any]] = {
-    PARAMETER: lambda run, node, _args, _kwargs: find_parameter(run.shared.module, node),
+    PARAMETER: _parameter,
     CALL: _call,
     INVOKE: lambda _run, _node, _args, _kwargs: None,
     BACKWARD: lambda run, node, args, kwargs: run.differentiate(node, args, kwargs),
-    IF: lambda _run, _node, args, _kwargs: bool(args[0]),
-    ELSE: lambda _run, _node, args, _kwargs: not args[0],
+    IF: lambda run, _node, args, _kwargs: run.shared.decide(args[0]),
+    ELSE: lambda run, _node, args, _kwargs: not run.shared.decide(args[0]),
     MERGE: _merge,
     LOOP: lambda _run, _node, args, _kwargs: args[0],
     GIVEN: lambda run, node, _args, _kwargs: run.given[node.id],
@@ -151,7 +172,7 @@ SPECIAL: dict[str, Callable[[Run, Node, Arguments, Keywords], Any]] = {
     END: _end,
     FINAL: _final,
     COLLECT: _collect,
-    LEAVE: lambda _run, _node, args, _kwargs: bool(args[0]),
+    LEAVE: lambda run, _node, args, _kwargs: run.shared.decide(args[0]),
     CHECK: _check,
     REACHED: lambda _run, _node, args, _kwargs: not isinstance(args[0], Absent),
     LENGTH: lambda _run, _node, args, _kwargs: len(args[0]),

@@ -10,12 +10,12 @@ from nnsight_hpc.execution.arguments import maker
 from nnsight_hpc.execution.plain import within
 
 if TYPE_CHECKING:
-    from nnsight_hpc.execution.points import Point
     from nnsight_hpc.execution.rows import Rows
     from nnsight_hpc.execution.run import Run
     from nnsight_hpc.execution.steps import Go
     from nnsight_hpc.execution.stops import Stop
     from nnsight_hpc.graph.nodes import Node
+    from nnsight_hpc.graph.points import Point
 
 
 def reading(number: int, stop: Stop, point: Point, part: tuple[int, int] | None) -> Go:

@@ -9,13 +9,13 @@ from nnsight_hpc.execution.arguments import arguments_of
 from nnsight_hpc.execution.carrying import carrying, saving, special
 from nnsight_hpc.execution.interleave import passing
 from nnsight_hpc.execution.loops import GIVEN
-from nnsight_hpc.execution.points import SETTERS
-from nnsight_hpc.execution.sharing import changes_container
 from nnsight_hpc.execution.special import SPECIAL
 from nnsight_hpc.execution.standing import reading, setting
 from nnsight_hpc.graph.build import FORWARDS, SAVE
 from nnsight_hpc.graph.nodes import Ref
 from nnsight_hpc.graph.operations import IN_PLACE, PROTOCOL, VIEWS
+from nnsight_hpc.graph.points import SETTERS
+from nnsight_hpc.graph.sharing import changes_container
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -76,7 +76,9 @@ def steps_of(
     return tuple(steps)
 
 
-def goes_of(scope: Scope, stops: Stops, copies: Collection[int], overwritten: Collection[int]) -> dict[int, Go]:
+def goes_of(
+    scope: Scope, stops: Stops, copies: Collection[int], overwritten: Collection[int], uses: Sequence[int]
+) -> dict[int, Go]:
     """What carries out each node.
 
     Parameters
@@ -85,6 +87,8 @@ def goes_of(scope: Scope, stops: Stops, copies: Collection[int], overwritten: Co
         Saves that copy: of what the model itself holds, where it may write again, and of what the graph changes in place.
     overwritten
         Those of them that copy because the graph changes what they save.
+    uses
+        For each node, how many nodes use its value.
     """
     goes: dict[int, Go] = {}
     for number in scope.here:
@@ -94,7 +98,9 @@ def goes_of(scope: Scope, stops: Stops, copies: Collection[int], overwritten: Co
         elif point:
             goes[number] = reading(number, stops.of[number], point, part)
         elif node.op == SAVE:
-            goes[number] = saving(node, copy=number in copies, overwritten=number in overwritten)
+            goes[number] = saving(
+                node, copy=number in copies, overwritten=number in overwritten, used=bool(uses[number])
+            )
         elif node.op in FORWARDS:
             goes[number] = passing(node)
         elif node.op in SPECIAL:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from nnsight_hpc.execution.points import Point
+    from nnsight_hpc.graph.points import Point
 
 _PHASE = {"input": 0, "inputs": 0, "skip": 1, "output": 2, "result": 3}
 

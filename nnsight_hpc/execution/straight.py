@@ -45,6 +45,17 @@ def straight_runs(scope: Scope, edges: Mapping[int, set[int]], stops: Stops) -> 
     return runs
 
 
+def only_saved(scope: Scope, runs: Mapping[int, Sequence[int]], kept: Collection[int]) -> frozenset[int]:
+    """The stops whose values are read to be saved, and nothing else happens to them."""
+    reads = frozenset(READS.values())
+    return frozenset(
+        stop
+        for stop, run in runs.items()
+        if all(scope.node(number).op in reads or scope.node(number).op == SAVE for number in run)
+        and not any(number in kept for number in run)
+    )
+
+
 def ends_of(run: Sequence[int], needs: Mapping[int, tuple[int, ...]], kept: Collection[int]) -> dict[int, list[int]]:
     """For the nodes of a run, in order, which values nothing uses after each; those in `kept` are wanted later."""
     last = {number: number for number in run} | {used: number for number in run for used in needs[number]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.wire.messages import ModelIdentity
@@ -117,6 +117,10 @@ class Graph:
         """The names of all tensor constants that the graph refers to."""
         arguments = ((node.args, dict(node.kwargs)) for node in self.nodes)
         return {leaf.name for pair in arguments for leaf in leaves(pair) if isinstance(leaf, TensorRef)}
+
+    def without_lines(self) -> Graph:
+        """The same program, wherever it was written."""
+        return replace(self, nodes=tuple(replace(node, source=None) for node in self.nodes))
 
     def draw(self, file: str | Path) -> Path:
         """Write a picture of this graph and return its path.

@@ -36,5 +36,5 @@ def check_gpus(node: str, gpus: dict[int, tuple[str, int]], needed: bool) -> Non
             f"{node} has {len(gpus)} ranks and {len(distinct)} GPUs for them",
             where=f"node {node}: {each}",
             why="each rank needs a GPU of its own",
-            next="ask Slurm for as many GPUs a node as tasks a node: gpus_per_node = tasks_per_node in the pool",
+            next="ask Slurm for a GPU for each rank of a node: gpus_per_node of the pool is tp / nodes, rounded up",
         )

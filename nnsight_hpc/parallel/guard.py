@@ -9,8 +9,9 @@ Why this cannot hang: a rank waits at one word at a time. A word that is not ans
 computing (it will come), failed (it has posted here), or waiting at a word itself. Following these, one comes to a rank that
 has failed. Each rank posts exactly one failing word to each communicator, and none can be a word ahead of another.
 
-What the guard cannot heal is an error inside a collective, after its word: a broken network, a CUDA error that NCCL meets.
-Then the watchdog or the launcher ends the job.
+What the guard cannot heal is an error inside a collective, after its word: a broken network, a CUDA error that NCCL meets,
+an exception that a signal raises just there (workers take signals in another thread). Then the watchdog or the launcher ends
+the job.
 
 An exception that comes out of a collective is not asked for its type: autograd and the dispatcher of torch may have
 wrapped it on the way through C++, and a library may have swallowed it. The guard remembers what it heard.
@@ -26,7 +27,7 @@ import torch
 
 from nnsight_hpc.parallel.progress import Progress
 from nnsight_hpc.parallel.words import Channel, Operation, Step, Word
-from nnsight_hpc.wire.errors import ErrorReport, HpcError, from_report
+from nnsight_hpc.wire.errors import ErrorReport, HpcError, ReplicaFailed, RequestCancelled, from_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,8 +137,11 @@ class Guard:
             self.before(Step(Operation.END))
         except BaseException as error:  # noqa: BLE001 - whatever it was, the others must hear of it
             if not self._heard:
+                word = Word.CANCELLED if isinstance(error, RequestCancelled) else Word.FAILED
+                self._said = word, _report(error)
+                self._leave(word)
+            elif isinstance(error, ReplicaFailed):  # as it cleared up, after another rank had failed
                 self._said = Word.FAILED, _report(error)
-                self._leave(Word.FAILED)
             _drop_frames(error)
             leaving = None if isinstance(error, Exception) else error
             agreed = self._agreed()
@@ -146,7 +150,10 @@ class Guard:
         finally:
             self._stop = _never
             self.progress.running.clear()
-        raise leaving or agreed
+        try:
+            raise leaving or agreed
+        finally:  # the error's traceback has this frame, which is not to have the error: a circle lives until it is collected
+            del leaving, agreed
 
     def _leave(self, word: Word, but: Channel | None = None) -> None:
         """Give the request up: meet the peers of every channel at their word, but of the one where all just heard it."""
@@ -167,9 +174,12 @@ class Guard:
 
 
 def agreed_error(everyone: Sequence[tuple[Word, ErrorReport]], names: Sequence[str]) -> HpcError:
-    """One error from what each rank has to say itself (FINE: nothing); the same on whichever rank this is called."""
+    """One error from what each rank has to say itself (FINE: nothing); the same on whichever rank this is called.
+
+    That a rank cannot go on at all counts more than anything else: the replica ends.
+    """
     said = {name: report for name, (word, report) in zip(names, everyone, strict=True) if word}
-    worst, first = max(everyone, key=lambda one: one[0])
+    worst, first = max(everyone, key=lambda one: (one[1].kind == ReplicaFailed.__name__, one[0]))
     error = from_report(first)
     alike = [name for name, report in said.items() if report == first]
     if worst >= Word.FAILED and len(alike) < len(names):
@@ -183,7 +193,8 @@ def agreed_error(everyone: Sequence[tuple[Word, ErrorReport]], names: Sequence[s
 def _report(error: BaseException) -> ErrorReport:
     if isinstance(error, HpcError):
         return error.report()
-    logger.error("a request failed in an unexpected way", exc_info=error)
+    if isinstance(error, Exception):  # others leave on purpose
+        logger.error("a request failed in an unexpected way", exc_info=error)
     name = type(error).__name__
     return ErrorReport("ExecutionFailed", f"{name}: {error}", where="the worker", exception=name)
 

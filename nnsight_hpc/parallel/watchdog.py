@@ -45,6 +45,8 @@ LIMIT = 60.0
 """Seconds: longer than a file server needs to fail over, shorter than loading a large model again."""
 _LOOKS = 20
 """In each `limit`."""
+_LATE = 3
+"""Looks after which a heartbeat is late; a rank that waits sends one at each."""
 _WAITS, _WORKS = np.zeros(1, dtype=np.uint8), np.ones(1, dtype=np.uint8)
 """The heartbeats. Never written to: MPI may still be sending one."""
 _NEXT = "the job ends, and the pool starts another replica; what the hanging rank did is in the replica's log"
@@ -111,7 +113,9 @@ class Watchdog:
         elif late:
             self._end("a collective did not end", "another rank hangs within it, or has died")
         elif now - self._somebody_worked > self._limit and self._progress.waiting:
-            self._end("all ranks waited for one another", "the ranks do different things")
+            # A silent one is named instead, when its time is over.
+            if now - min(self._heard.values()) < _LATE * self._tick:
+                self._end("all ranks waited for one another", "the ranks do different things")
         elif now - self._somebody_worked > self._limit:
             self._end(f"{self._world.name(self._world.rank)} did nothing", "its main thread is blocked")
 

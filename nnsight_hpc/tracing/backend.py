@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nnsight_hpc.execution import run_graph
+from nnsight_hpc.models import Loaded
 from nnsight_hpc.wire.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import torch
 
     from nnsight_hpc.graph import Graph
+    from nnsight_hpc.storage import ActivationDataset
     from nnsight_hpc.tracing.models import NNsight
+    from nnsight_hpc.wire.messages import DumpSpec
 
 GROUP = "nnsight_hpc.backends"
 
@@ -31,6 +36,14 @@ class Submitted(Protocol):
     def logs(self, *, follow: bool = False) -> Any: ...
 
 
+class Dumped(Submitted, Protocol):
+    """A dump that runs elsewhere, or that has run here; `result` is its summary."""
+
+    @property
+    def path(self) -> Path: ...
+    def dataset(self) -> ActivationDataset: ...
+
+
 class Backend(Protocol):
     """Runs a graph somewhere. `remote` says that it is not this process."""
 
@@ -42,6 +55,10 @@ class Backend(Protocol):
 
     def submit(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight) -> Submitted:
         """Have `graph` run, and return at once."""
+        ...
+
+    def dump(self, spec: DumpSpec, block: bytes, model: NNsight) -> Dumped:
+        """Have a dataset written: `block` is what follows the spec."""
         ...
 
 
@@ -56,14 +73,29 @@ class LocalBackend:
     def submit(self, graph: Graph, tensors: Mapping[str, torch.Tensor], model: NNsight) -> Submitted:
         raise NotImplementedError("what runs in this process is run at once")
 
+    def dump(self, spec: DumpSpec, block: bytes, model: NNsight) -> Dumped:
+        loaded = Loaded(model.module, getattr(model, "tokenizer", None), model.identity(remote=True))
+        dumped: Dumped = _found("dump")(spec, block, loaded)
+        return dumped
 
-def backend(*, remote: bool, pool: str | None, cluster: str | None) -> Backend:
-    """The local backend, or the remote one for that pool (None: the one with the same weights) of that cluster."""
+
+def backend(*, remote: bool, pool: str | None = None, cluster: str | None = None, **sending: Any) -> Backend:
+    """The local backend, or the remote one for that pool (None: the one with the same weights) of that cluster.
+
+    `sending`: what else the sender of a request says of it; see `NNsight.trace`.
+    """
     if not remote:
         return LocalBackend()
-    for entry in entry_points(group=GROUP, name="remote"):
-        made: Backend = entry.load()(pool=pool, cluster=cluster)
-        return made
+    made: Backend = _found("remote")(pool=pool, cluster=cluster, **sending)
+    return made
+
+
+@cache
+def _found(name: str) -> Callable[..., Any]:
+    """What another part of this software offers: looked up once, since that reads the metadata of every package."""
+    for entry in entry_points(group=GROUP, name=name):
+        offered: Callable[..., Any] = entry.load()
+        return offered
     raise NotFound(
-        "there is no remote backend", next='install nnsight-hpc with its client: pip install "nnsight-hpc[client]"'
+        f"there is no {name} backend", next='install nnsight-hpc with its client: pip install "nnsight-hpc[client]"'
     )

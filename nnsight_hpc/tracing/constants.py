@@ -59,10 +59,10 @@ class Constants:
             return value.item() if getattr(value, "ndim", 1) == 0 else self._tensor(torch.as_tensor(value))
         return other(value)
 
-    def adopt(self, tensor: torch.Tensor) -> TensorRef:
-        """The tensor by name, not copied: nobody changes it."""
+    def adopt(self, tensor: torch.Tensor, name: str = "") -> TensorRef:
+        """The tensor by a name of its own, or the next one; not copied: nobody changes it."""
         known = self._names.get(id(tensor))
-        name = f"{self._prefix}{len(self.tensors)}" if known is None else known[2]
+        name = name or (f"{self._prefix}{len(self.tensors)}" if known is None else known[2])
         self.tensors[name] = tensor
         self._names[id(tensor)] = (tensor, _version(tensor), name)
         return TensorRef(name)

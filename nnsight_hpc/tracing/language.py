@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,18 +13,22 @@ import torch
 from nnsight_hpc.graph.build import GENERATE
 from nnsight_hpc.models import fingerprint, load, load_tokenizer, module_tree, pad_left, prepare_inputs
 from nnsight_hpc.models.load import find_folder
+from nnsight_hpc.storage import dataset_folder
+from nnsight_hpc.storage.corpus import TEXT_FIELD, corpus_of, read_corpus
 from nnsight_hpc.tracing.backend import GROUP
+from nnsight_hpc.tracing.dump import Dump
 from nnsight_hpc.tracing.generation import bounded
 from nnsight_hpc.tracing.lines import users_line
 from nnsight_hpc.tracing.models import NNsight
 from nnsight_hpc.tracing.value import Value
 from nnsight_hpc.wire.errors import InvalidInput, NotFound
-from nnsight_hpc.wire.messages import ModelIdentity
+from nnsight_hpc.wire.messages import DumpSpec, ModelIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nnsight_hpc.tracing.batches import Part
+    from nnsight_hpc.wire.messages import DatasetFormat
 
 _PROMPT = frozenset({"input_ids", "attention_mask", "position_ids", "inputs_embeds", "token_type_ids"})
 
@@ -159,6 +164,70 @@ class LanguageModel(NNsight):
             return (), {**prompt, **bounded(options, tokens if isinstance(tokens, int) else None)}
         given = {"use_cache": False, **prompt}
         return (), {name: v for name, v in given.items() if name in kwargs or name not in self._foreign} | options
+
+    def dump(
+        self,
+        corpus: Any,
+        *,
+        name: str,
+        remote: bool = False,
+        pool: str | None = None,
+        cluster: str | None = None,
+        blocking: bool = True,
+        format: DatasetFormat = "zarr",
+        dtype: str = "auto",
+        context: int = 1024,
+        stride: int | None = None,
+        packed: bool = False,
+        text_field: str = TEXT_FIELD,
+        batch_tokens: int = 2048,
+        dry_run: bool = False,
+    ) -> Dump:
+        """Record the block, and write what it keeps (``d.write(…)``) of every token of a corpus as a dataset.
+
+        Parameters
+        ----------
+        corpus
+            A path (see `storage.corpus.read_corpus` for its forms), a list of texts, lists or arrays of token ids, or the
+            rows of a dataset.
+        name
+            The dataset's. In this process ``NAME.zarr`` is written to the working folder.
+        remote, pool, cluster, blocking
+            As for `trace`.
+        dtype
+            How floating-point values are stored; ``auto``: as the model computes them.
+        context
+            The largest number of tokens that the model is given at once. Longer documents are cut there.
+        stride
+            Keep all of longer documents, in windows that begin so many tokens apart. Each token is written once: from the
+            first window that has it.
+        packed
+            Join all documents (an end-of-text token follows each text), and cut them where the context ends.
+        text_field
+            Where rows of `corpus` have their text, or token ids.
+        batch_tokens
+            Tokens of one forward, padding counted.
+        dry_run
+            Write nothing: ``d.plan()`` has documents, tokens, bytes, files, free space and the time expected.
+        """
+        if isinstance(corpus, str | Path):
+            documents = read_corpus(Path(corpus), text_field=text_field)
+        else:
+            documents = corpus_of(corpus, text_field=text_field)
+        spec = DumpSpec(
+            name=dataset_folder(Path(), name).stem,
+            dtype=dtype,
+            format=format,
+            context=context,
+            stride=stride or 0,
+            packed=packed,
+            batch_tokens=batch_tokens,
+            corpus_fingerprint=documents.fingerprint,
+            command=str(users_line()),
+            measure=dry_run,
+        )
+        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        return Dump(self, where, spec, documents, blocking=blocking)
 
     def padded(self, parts: Sequence[Part]) -> list[Part]:
         prompts = [{name: value for name, value in kwargs.items() if name in _PROMPT} for _, kwargs in parts]

@@ -8,6 +8,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Self
 
 from nnsight_hpc.graph.build import GENERATE
+from nnsight_hpc.models.fingerprint import fingerprint_of_module
 from nnsight_hpc.tracing.backend import backend
 from nnsight_hpc.tracing.context import Session, Trace
 from nnsight_hpc.tracing.editing import Editing
@@ -91,9 +92,10 @@ class NNsight(Envoy):
     def _model(self) -> NNsight:
         return self
 
-    def identity(self, *, remote: bool) -> ModelIdentity:  # noqa: ARG002 - a language model computes more when it is sent
-        """Which model this is, for a graph."""
-        return ModelIdentity(id=type(self._module).__name__)
+    def identity(self, *, remote: bool) -> ModelIdentity:
+        """Which model this is, for a graph: where it is sent, by the weights; on the meta device it stands for any."""
+        weights = fingerprint_of_module(self.tree) if remote else ""
+        return ModelIdentity(id=type(self._module).__name__, fingerprint=weights)
 
     def trace(
         self,
@@ -102,6 +104,10 @@ class NNsight(Envoy):
         pool: str | None = None,
         cluster: str | None = None,
         blocking: bool = True,
+        needs: str | None = None,
+        exclusive: bool = False,
+        priority: int = 0,
+        idempotency_key: str | None = None,
         scan: bool = False,
         validate: bool = False,
         **kwargs: Any,
@@ -118,10 +124,20 @@ class NNsight(Envoy):
             Which ones; by default the pool with the same weights, on the default cluster.
         blocking
             False: submit the request and return at once; ``tracer.request.result()`` waits for it.
+        needs
+            How long it runs at least (``10m``): a worker with less time left does not begin it.
+        exclusive
+            Share no forward with other requests; by default those with inputs of the same length may run together.
+        priority
+            From -100 to 100: of your own requests the larger goes first. Between users it counts nothing.
+        idempotency_key
+            A name for what is to be done once: sent again under the same key, also by another process or from another
+            machine, it is the request that is there already, and not run a second time.
         scan, validate
             Give every value in the block its shape, dtype and device, and raise errors of shapes and indices there.
         """
-        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        sending = {"needs": needs, "exclusive": exclusive, "priority": priority, "idempotency_key": idempotency_key}
+        where = self._backend(remote=remote, pool=pool, cluster=cluster, **sending)
         return Trace(self, where, inputs, kwargs, scan=scan or validate, blocking=blocking)
 
     def generate(
@@ -131,6 +147,10 @@ class NNsight(Envoy):
         pool: str | None = None,
         cluster: str | None = None,
         blocking: bool = True,
+        needs: str | None = None,
+        exclusive: bool = False,
+        priority: int = 0,
+        idempotency_key: str | None = None,
         scan: bool = False,
         validate: bool = False,
         **kwargs: Any,
@@ -141,19 +161,31 @@ class NNsight(Envoy):
         """
         if not hasattr(self._module, "generate"):
             raise InvalidInput(f"{type(self._module).__name__} generates nothing", where=str(users_line()))
-        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        sending = {"needs": needs, "exclusive": exclusive, "priority": priority, "idempotency_key": idempotency_key}
+        where = self._backend(remote=remote, pool=pool, cluster=cluster, **sending)
         options = generation_options(kwargs, self.generation_config)
         return Trace(self, where, inputs, options, op=GENERATE, scan=scan or validate, blocking=blocking)
 
     def scan(self, *inputs: Any, **kwargs: Any) -> Trace:
         """Record the block with fake tensors, and run nothing: every value has its shape, dtype and device in it."""
-        return Trace(self, backend(remote=False, pool=None, cluster=None), inputs, kwargs, scan=True, run=False)
+        return Trace(self, backend(remote=False), inputs, kwargs, scan=True, run=False)
 
     def session(
-        self, *, remote: bool = False, pool: str | None = None, cluster: str | None = None, blocking: bool = True
+        self,
+        *,
+        remote: bool = False,
+        pool: str | None = None,
+        cluster: str | None = None,
+        blocking: bool = True,
+        needs: str | None = None,
+        exclusive: bool = False,
+        priority: int = 0,
+        idempotency_key: str | None = None,
     ) -> Session:
-        """Record several traces and run them as one request."""
-        return Session(self, self._backend(remote=remote, pool=pool, cluster=cluster), blocking=blocking)
+        """Record several traces and run them as one request; the arguments are those of `trace`."""
+        sending = {"needs": needs, "exclusive": exclusive, "priority": priority, "idempotency_key": idempotency_key}
+        where = self._backend(remote=remote, pool=pool, cluster=cluster, **sending)
+        return Session(self, where, blocking=blocking)
 
     def edit(self, *, inplace: bool = False) -> Editing:
         """``with model.edit() as edited:`` records interventions that every later trace of `edited` begins with.
@@ -174,6 +206,10 @@ class NNsight(Envoy):
         remote: bool = False,
         pool: str | None = None,
         cluster: str | None = None,
+        needs: str | None = None,
+        exclusive: bool = False,
+        priority: int = 0,
+        idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Run a recorded graph again, and return its saved values by name.
@@ -185,7 +221,8 @@ class NNsight(Envoy):
         tensors
             Tensor constants by name, in place of those that the graph brings; one read from a document brings none.
         """
-        where = self._backend(remote=remote, pool=pool, cluster=cluster)
+        sending = {"needs": needs, "exclusive": exclusive, "priority": priority, "idempotency_key": idempotency_key}
+        where = self._backend(remote=remote, pool=pool, cluster=cluster, **sending)
         return rerun(self, graph, where, (inputs, kwargs), tensors or {})
 
     def given(self, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -210,9 +247,9 @@ class NNsight(Envoy):
         """The model's own defaults for generations."""
         return getattr(self._module, "generation_config", None)
 
-    def _backend(self, *, remote: bool, pool: str | None, cluster: str | None) -> Any:
+    def _backend(self, *, remote: bool, pool: str | None, cluster: str | None, **sending: Any) -> Any:
         default_pool, default_cluster = self._where
-        return backend(remote=remote, pool=pool or default_pool, cluster=cluster or default_cluster)
+        return backend(remote=remote, pool=pool or default_pool, cluster=cluster or default_cluster, **sending)
 
     def _copy(self) -> Self:
         edited = copy.copy(self)

@@ -114,9 +114,9 @@ class Recording:
             self.shadow.node(new, self.tensors)
         return new.id
 
-    def adopt(self, tensor: torch.Tensor) -> TensorRef:
-        """A tensor that nobody else changes as a constant of this recording."""
-        return self._constants.adopt(tensor)
+    def adopt(self, tensor: torch.Tensor, name: str = "") -> TensorRef:
+        """A tensor that nobody else changes as a constant of this recording, under that name or the next one."""
+        return self._constants.adopt(tensor, name)
 
     def kept(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the researcher's as it is now."""

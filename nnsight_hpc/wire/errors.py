@@ -7,7 +7,7 @@
     │   └── InvalidGraph    a graph is refused: structure, an operation that is not allowed, a limit
     ├── NotFound            a pool, a request, a dataset, a file or a model that is not there
     ├── Conflict            a name that exists, a state that does not allow it
-    ├── Denied              a refused login, an unknown host key, somebody else's request
+    ├── Denied              a refused login, an unknown host key, somebody else's request, what a pool's policy forbids
     ├── Unreachable         a host, a daemon or a program on the other side that does not answer
     ├── Incompatible        two sides that speak different versions
     ├── ReplicaFailed       a job that ended before its worker could serve

@@ -25,14 +25,37 @@ ERROR = "application/problem+json"
 """Content type of an `ErrorReport`; the name is that of RFC 9457, the fields are ours."""
 
 
+_SMALL = 64 << 10
+"""Bytes of a body up to which it is sent together with the head."""
+
+
 class _Connection(http.client.HTTPConnection):
+    """Sends the head of a request and a small body at once: the other side, and each relay on the way, wakes up once."""
+
     def __init__(self, open_stream: Callable[[], socket.socket], timeout: float) -> None:
         super().__init__("nnsight-hpc", timeout=timeout)
         self._open_stream = open_stream
+        self._held: list[bytes] | None = None
 
     def connect(self) -> None:
         self.sock = self._open_stream()
         self.sock.settimeout(self.timeout)
+
+    def ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> None:
+        """As `request`."""
+        self._held = [] if body is not None and len(body) <= _SMALL else None
+        try:
+            self.request(method, path, body, headers)
+        finally:
+            held, self._held = self._held, None
+        if held:
+            self.send(b"".join(held))
+
+    def send(self, data: bytes) -> None:  # type: ignore[override]  # all that `ask` has sent
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held.append(data)
 
 
 class HttpClient:
@@ -127,7 +150,7 @@ class HttpClient:
             self._connection.sock.settimeout(timeout)
         data = body if body is None or isinstance(body, bytes) else encode(body)
         content = {} if data is None else {"Content-Type": FRAME if body is data else JSON}
-        self._connection.request(method, path, data, {**self._headers, **content, **headers})
+        self._connection.ask(method, path, data, {**self._headers, **content, **headers})
         return self._connection.getresponse()
 
     def _error(self, response: http.client.HTTPResponse) -> HpcError:

@@ -1,20 +1,27 @@
-"""The messages between client, daemon and workers, as msgspec structures in JSON.
+"""What crosses a process border, as msgspec structures in JSON: their base, and those about models, requests and datasets.
 
-Unknown fields are refused in what people write (`PoolSpec`) and ignored in what programs exchange, so that a newer side
-may add fields. Times are seconds since the epoch; sizes are bytes.
+Those about pools are in `pools`, those between the daemon and its workers in `workers`. Unknown fields are refused in what
+people write (`pools.PoolSpec`) and ignored in what programs exchange, so that a newer side may add fields. Times are seconds
+since the epoch; sizes are bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from nnsight_hpc.wire.errors import ErrorReport, InvalidInput
-from nnsight_hpc.wire.states import ReplicaState, RequestState
+from nnsight_hpc.wire.states import RequestState
 
-PROTOCOL = 2
+PROTOCOL = 6
 """Version of everything in this package; both sides refuse another one."""
+PRIORITIES = range(-100, 101)
+"""Of a user's own requests the one with the larger goes first."""
+LISTED, MOST_LISTED = 100, 1000
+"""How many requests of each kind a list has where nothing is said, and at most."""
+
+DatasetFormat = Literal["zarr", "hdf5"]
 
 T = TypeVar("T")
 
@@ -31,36 +38,6 @@ class ModelIdentity(Message, frozen=True):
     revision: str | None = None
 
 
-class PoolSpec(Message, frozen=True, forbid_unknown_fields=True):
-    """Desired state of a pool: a model, and the resources of one replica. Memory and CPUs are for a node.
-
-    ``time`` is in Slurm's form (``days-hours:minutes:seconds``); ``mem`` too (``16G``). ``request_memory`` is how many
-    bytes one request may need beside the model; None: what the worker has free.
-    """
-
-    name: str
-    model: str
-    revision: str | None = None
-    dtype: str = "auto"
-    replicas: int = 1
-    nodes: int = 1
-    tasks_per_node: int = 1
-    gpus_per_node: int = 0
-    gres: str | None = None
-    cpus_per_task: int | None = None
-    mem: str | None = None
-    request_memory: int | None = None
-    time: str = "01:00:00"
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
-    mpi: str = "auto"
-    setup: tuple[str, ...] = ()
-    sbatch_args: tuple[str, ...] = ()
-
-
 class Hello(Message, frozen=True):
     """What a daemon says of itself; the bridge prints the same before it relays."""
 
@@ -75,36 +52,28 @@ class Hello(Message, frozen=True):
     home: str = ""
 
 
-class ReplicaStatus(Message, frozen=True):
-    """One replica. `reason` says in words what it waits for, or why it ended; `loaded`/`total` are bytes of weights."""
+class Event(Message, frozen=True):
+    """Something that happened to a pool or a request, in words; `replica` where it was one."""
 
-    id: str
-    pool: str
-    state: ReplicaState
-    job_id: str = ""
-    host: str = ""
-    reason: str = ""
-    loaded: int = 0
-    total: int = 0
-    submitted: float = 0.0
-    changed: float = 0.0
-    ends: float | None = None
-    log: str = ""
+    time: float
+    text: str
+    replica: str = ""
 
 
-class PoolStatus(Message, frozen=True):
-    """A pool and its replicas, the newest last. `held` says why no more replicas are started, when none are."""
+class Story(Message, frozen=True):
+    """All that is known of a pool or a request, the oldest first, and how it stands in one sentence."""
 
-    spec: PoolSpec
-    desired: int
-    replicas: tuple[ReplicaStatus, ...] = ()
-    model: ModelIdentity | None = None
-    queued: int = 0
-    held: ErrorReport | None = None
+    now: str
+    events: tuple[Event, ...] = ()
 
 
 class RequestStatus(Message, frozen=True):
-    """One request. `times` has the moment of each state it has been in; `kind` is ``run`` or ``dump``."""
+    """One request. `times` has the moment of each state it has been in; `kind` is ``run`` or ``dump``.
+
+    While it is queued: `position` is how many would go before it as things stand, `starts` when it may start (None: not
+    known), and `waits_for` says in words where no replica of its pool serves. `needs` are the seconds that it takes at
+    least, as far as known: its sender said so, or an attempt was cut off.
+    """
 
     id: str
     kind: str
@@ -113,10 +82,13 @@ class RequestStatus(Message, frozen=True):
     user: str
     times: dict[str, float] = {}
     position: int | None = None
+    starts: float | None = None
     error: ErrorReport | None = None
     result_bytes: int = 0
     progress: DumpProgress | None = None
     note: str = ""
+    waits_for: str = ""
+    needs: float = 0.0
 
 
 class LogLine(Message, frozen=True):
@@ -164,21 +136,61 @@ class PoolModel(Message, frozen=True):
 
 
 class DumpSpec(Message, frozen=True, forbid_unknown_fields=True):
-    """What to dump: which captures, of a corpus that follows as JSON lines ``{"id": …, "text": …}``.
+    """What to dump of a corpus, which follows as JSON lines ``{"id": …, "text": …}`` or ``{"id": …, "tokens": […]}``.
 
-    `captures` are points of the model: a module path with ``*`` for any one part, and ``.output`` or ``.input``
-    (``model.layers.*.output``). `dtype` is how they are stored (``auto``: as the model computes them). `context` is the
-    largest number of tokens of a document that are kept.
+    Either `captures` are points of the model: a module path with ``*`` for any one part, and ``.output`` or ``.input``
+    (``model.layers.*.output``). Or `graph` is an intervention graph as JSON, run on one batch after the other, whose saves
+    are what is kept; its tensor constants are the first `tensor_bytes` of what follows, as safetensors. `dtype` is how
+    floating-point values are stored (``auto``: as the model computes them).
+
+    `context` is the largest number of tokens that the model is given at once. Of longer documents the first ones are kept;
+    with a `stride` all of them, in windows that begin so many tokens apart; `packed` joins all documents and cuts them
+    there. `measure`: write nothing, and answer with a `DumpPlan`.
     """
 
     name: str
-    captures: tuple[str, ...]
+    captures: tuple[str, ...] = ()
+    graph: str = ""
+    tensor_bytes: int = 0
     dtype: str = "auto"
-    format: str = "zarr"
+    format: DatasetFormat = "zarr"
     context: int = 1024
+    stride: int = 0
+    packed: bool = False
     batch_tokens: int = 2048
     corpus_fingerprint: str = ""
     command: str = ""
+    measure: bool = False
+
+
+class CapturePlan(Message, frozen=True):
+    """A value that a dump would keep: a row for each ``token`` or ``document``, of `width_shape` numbers of `dtype`."""
+
+    name: str
+    rows: str
+    width_shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+class DumpPlan(Message, frozen=True):
+    """What a dump would write, found out without writing.
+
+    `padding` is its share in all that the model would be given. `files` and `bytes` are those of the whole dataset, and
+    `free` the bytes that its file system has left for this user. `seconds` is how long it would take at the speed of its
+    first batch, whose `batch_tokens` (padding counted) took `batch_seconds`, as long as the disk keeps up.
+    """
+
+    documents: int
+    tokens: int
+    padding: float
+    captures: tuple[CapturePlan, ...]
+    files: int
+    bytes: int
+    free: int
+    seconds: float
+    batch_tokens: int
+    batch_seconds: float
 
 
 class DatasetStatus(Message, frozen=True):
@@ -194,84 +206,6 @@ class DatasetFile(Message, frozen=True):
     path: str
     size: int
     crc32c: int
-
-
-class Status(Message, frozen=True):
-    hello: Hello
-    pools: tuple[PoolStatus, ...] = ()
-    requests: tuple[RequestStatus, ...] = ()
-
-
-class WorkerHello(Message, frozen=True):
-    """The first message of a worker: who it is. `replica` is the id that its job was submitted with."""
-
-    replica: str
-    job_id: str
-    host: str
-    pid: int
-    ranks: int
-    protocol: int = PROTOCOL
-    version: str = ""
-
-
-class WorkerWelcome(Message, frozen=True):
-    """The daemon's answer: what the worker is to serve, and where requests, results and datasets lie."""
-
-    pool: PoolSpec
-    requests_folder: str
-    datasets_folder: str
-    epoch: int
-
-
-class WorkerReport(Message, frozen=True):
-    """A worker's heartbeat: its state, how much of the weights is loaded, the model once it is, and what it runs."""
-
-    replica: str
-    state: ReplicaState
-    loaded: int = 0
-    total: int = 0
-    model: ModelIdentity | None = None
-    running: tuple[str, ...] = ()
-    ends: float | None = None
-
-
-class Orders(Message, frozen=True):
-    """What the daemon wants of a worker: to drain, to give up these requests."""
-
-    drain: bool = False
-    cancel: tuple[str, ...] = ()
-
-
-class Lease(Message, frozen=True):
-    """One request handed to one worker: where its bytes lie, and where its result is to be written."""
-
-    id: str
-    kind: str
-    attempt: int
-    request: str
-    result: str
-    user: str
-
-
-class Outcome(Message, frozen=True):
-    """How a leased request ended: its result has been written (`error` is None), or it failed; of a dump, how far it came."""
-
-    id: str
-    attempt: int
-    error: ErrorReport | None = None
-    result_bytes: int = 0
-    cancelled: bool = False
-    seconds: float = 0.0
-    progress: DumpProgress | None = None
-
-
-class EndRecord(Message, frozen=True):
-    """Why a worker ended, in its own words; also written beside its log, for when no daemon listens."""
-
-    replica: str
-    cause: str
-    detail: str = ""
-    time: float = 0.0
 
 
 class LeaseRecord(Message, frozen=True):

@@ -7,13 +7,13 @@ import secrets
 
 from nnsight_hpc.wire.errors import InvalidInput
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_REQUEST = re.compile(r"r-[a-z0-9]{12}\Z")
+NAME, REQUEST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", r"r-[a-z0-9]{12}"
+"""Regular expressions of a whole name, and of the id of a request."""
 
 
 def check_name(name: str, *, of: str) -> str:
     """`name`, or `InvalidInput`: letters, digits, dot, underscore and hyphen, 64 at most, first a letter or digit."""
-    if not _NAME.match(name):
+    if not re.fullmatch(NAME, name):
         raise InvalidInput(
             f"{name!r} cannot be the name of a {of}",
             next="use letters, digits, '.', '_' and '-', at most 64, and begin with a letter or a digit",
@@ -28,7 +28,7 @@ def new_request_id() -> str:
 
 
 def is_request_id(name: str) -> bool:
-    return _REQUEST.match(name) is not None
+    return re.fullmatch(REQUEST, name) is not None
 
 
 def check_request_id(request: str) -> str:

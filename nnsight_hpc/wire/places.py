@@ -3,10 +3,11 @@
 ::
 
     HOME/                       0700; `home(executor)`
+      daemon.toml                 who may use the daemon, and quotas; where its owner has written one
       lease.json  secret  certificate.pem  key.pem     where the daemon is, and how workers prove themselves
       daemon.log  daemon-EPOCH.sqlite
       requests/ID.request  requests/ID.ATTEMPT.result  frames
-      replicas/ID/              job.json, script, log, end.json
+      replicas/ID/              job.json, script, log, end.json; ranks.json: the node of each of several ranks
       datasets/NAME.zarr/       on scratch, where one is configured
 """
 
@@ -21,6 +22,8 @@ from nnsight_hpc.wire.errors import Denied, InvalidInput
 
 HOME_VARIABLE = "NNSIGHT_HPC_HOME"
 SCRATCH_VARIABLE = "NNSIGHT_HPC_SCRATCH"
+SITE_VARIABLE = "NNSIGHT_HPC_SITE"
+"""Where a site has decided on pools; see `daemon.site`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Places:
 
     home: Path
     datasets: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.home / "daemon.toml"
 
     @property
     def lease(self) -> Path:
@@ -116,3 +123,8 @@ def runtime_folder() -> Path:
             next="set XDG_RUNTIME_DIR to a folder that only you can enter",
         )
     return folder
+
+
+def shared_folder(uid: int) -> Path:
+    """Where the daemon of a user listens on this host when others may use it: they know the uid, and no folder of his."""
+    return Path(f"/tmp/nnsight-hpc-{uid}-shared")  # noqa: S108 - who listens there is checked

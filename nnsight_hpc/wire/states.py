@@ -37,6 +37,46 @@ class ReplicaState(StrEnum):
     def ended(self) -> bool:
         return not REPLICA_MOVES[self]
 
+    @property
+    def serves(self) -> bool:
+        return self in (ReplicaState.READY, ReplicaState.BUSY)
+
+
+class EndCause(StrEnum):
+    """Why a replica has ended; `ReplicaStatus.reason` says more in words."""
+
+    DRAINED = "DRAINED"  # as it was told: down, a changed pool, a successor that serves, too little time left
+    IDLE = "IDLE"  # released, since nobody had asked it for the pool's idle time
+    WALLTIME = "WALLTIME"  # Slurm's time limit ended it
+    PREEMPTED = "PREEMPTED"
+    NODE_FAILED = "NODE_FAILED"  # a node, or the network between nodes
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"  # the memory of a node, or of the job's limit
+    CANCELLED = "CANCELLED"  # by a person, past us: scancel, a signal
+    LOST = "LOST"  # silent for too long, or never registered; we ended its job
+    CRASHED = "CRASHED"  # it failed by itself
+    NOT_SUBMITTED = "NOT_SUBMITTED"  # there was no job
+
+    @property
+    def words(self) -> str:
+        """As people read it: ``node failed``."""
+        return self.lower().replace("_", " ")
+
+    @property
+    def expected(self) -> bool:
+        """Whether it was ended as planned."""
+        return self in (EndCause.DRAINED, EndCause.IDLE)
+
+    @property
+    def blameless(self) -> bool:
+        """Whether neither the pool nor a request is to blame: such an end is no failed start, and poisons no request."""
+        return self.expected or self in (
+            EndCause.WALLTIME,
+            EndCause.PREEMPTED,
+            EndCause.NODE_FAILED,
+            EndCause.CANCELLED,
+            EndCause.NOT_SUBMITTED,
+        )
+
 
 _Q, _R = RequestState, ReplicaState
 

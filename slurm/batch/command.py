@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nnsight_hpc.wire.errors import Unreachable
 
-_MEDDLERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MEDDLERS = ("SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
 """Variables with these prefixes are options in disguise: SQUEUE_STATES hides jobs, SCANCEL_INTERACTIVE asks questions."""
 
 
@@ -21,13 +25,15 @@ class Answer:
     err: str
 
 
-def run(*command: str, timeout: float = 30.0) -> Answer:
+def run(*command: str, timeout: float = 30.0, given: str = "", without: Sequence[str] = ()) -> Answer:
     """Run one of Slurm's programs, in plain English and with times as seconds since the epoch.
 
-    Raises `Unreachable` when it is not there or does not end within `timeout` seconds (Slurm's own limit is 10 s for
-    one message). An answer with an exit code other than 0 is an answer: the caller knows what it means.
+    It reads `given`, and does not see the variables `without`. Raises `Unreachable` when it is not there or does not end
+    within `timeout` seconds (Slurm's own limit is 10 s for one message). An answer with an exit code other than 0 is an
+    answer: the caller knows what it means.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_MEDDLERS)}
+    hidden = (*_MEDDLERS, *without)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     try:
         ended = subprocess.run(
             command,
@@ -36,7 +42,7 @@ def run(*command: str, timeout: float = 30.0) -> Answer:
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
-            stdin=subprocess.DEVNULL,
+            input=given,
             env=environment | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"},
         )
     except OSError as error:

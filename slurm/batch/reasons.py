@@ -9,31 +9,40 @@ from __future__ import annotations
 import re
 import signal
 
+from nnsight_hpc.wire.states import EndCause
+
 _SEE_LIMITS = "see the limits: sacctmgr show qos; sacctmgr show associations user=$USER"
 _ADMIN = "ask the cluster's administrators"
 _CHANGE = "it will never start so: change the pool"
 
 PENDING: dict[str, tuple[str, str]] = {
-    "None": ("Slurm has not looked at the job yet", ""),
-    "WaitingForScheduling": ("Slurm has not looked at the job yet", ""),
-    "CONFIGURING": ("its nodes are being started", ""),
+    "None": ("Slurm has not looked at the job yet", "it does so within a minute or two"),
+    "WaitingForScheduling": ("Slurm has not looked at the job yet", "it does so within a minute or two"),
+    "SchedDefer": ("Slurm looks at waiting jobs later, since it is busy", "wait"),
+    "CONFIGURING": ("its nodes are being started", "wait some minutes"),
+    "NodePowerSaving": ("its nodes are being switched on", "wait some minutes"),
     "Resources": ("next in line, waits for nodes, GPUs or memory to become free", "asking for less starts sooner"),
     "Priority": ("waits behind jobs of higher priority", "a shorter time limit or fewer nodes may start sooner"),
-    "BeginTime": ("its earliest start time has not come", ""),
-    "Dependency": ("waits for another job", ""),
+    "BeginTime": ("its earliest start time has not come", "wait: it was submitted for later"),
+    "Dependency": ("waits for another job", "see which: scontrol show job JOBID"),
     "DependencyNeverSatisfied": ("waits for a job that can no longer end as wanted", "cancel it and start again"),
-    "Reservation": ("its reservation has not begun", "see: scontrol show reservation"),
+    "Reservation": ("its reservation has not begun, or has no free nodes", "see: scontrol show reservation"),
     "ReservationDeleted": ("its reservation was deleted", "change the pool's reservation"),
+    "ReservationInvalid": ("its reservation is not valid any more", "change the pool's reservation"),
     "InvalidReservation": ("its reservation does not exist, or is not for you", "change the pool's reservation"),
     "RESV_DEL_HOLD": ("held: its reservation was deleted", "change the pool's reservation"),
-    "JobArrayTaskLimit": ("the limit of tasks at a time is reached", ""),
+    "JobArrayTaskLimit": ("the limit of tasks at a time is reached", "wait for others to end"),
     "Licenses": ("waits for a licence", "see: scontrol show licenses"),
-    "BurstBufferResources": ("waits for space in the burst buffer", ""),
-    "BurstBufferStageIn": ("its data are being copied to the burst buffer", ""),
-    "Prolog": ("the site's prolog is running", ""),
-    "Cleaning": ("was requeued, and its former run is still being cleaned up", ""),
-    "REQUEUED": ("was requeued", ""),
-    "REQUEUE_FED": ("was requeued on another cluster of the federation", ""),
+    "BurstBufferResources": ("waits for space in the burst buffer", "see: scontrol show burst"),
+    "BurstBufferStageIn": ("its data are being copied to the burst buffer", "wait some minutes"),
+    "BurstBufferOperation": ("something failed in the burst buffer", _ADMIN),
+    "PowerNotAvail": ("the cluster has no electric power left for it", "wait for other jobs to end"),
+    "PowerReserved": ("electric power is reserved for others", "see: scontrol show reservation"),
+    "Prolog": ("the site's prolog is running", "wait some minutes"),
+    "Cleaning": ("was requeued, and its former run is still being cleaned up", "wait some minutes"),
+    "FedJobLock": ("the clusters of the federation agree on where it runs", "wait some minutes"),
+    "REQUEUED": ("was requeued", "wait some minutes"),
+    "REQUEUE_FED": ("was requeued on another cluster of the federation", "wait some minutes"),
     "REQUEUE_HOLD": ("was requeued and is held", "release it: scontrol release JOBID"),
     "SPECIAL_EXIT": ("was requeued after a special exit code and is held", "release it: scontrol release JOBID"),
     "JobHeldUser": ("held by its owner", "release it: scontrol release JOBID"),
@@ -60,6 +69,7 @@ PENDING: dict[str, tuple[str, str]] = {
     "InvalidAccount": ("its account does not exist, or is not yours", "change the pool's account"),
     "InvalidQOS": ("its QOS does not exist, or is not yours", "change the pool's qos"),
     "BadConstraints": ("no nodes have what it asks for", _CHANGE + "'s constraint or gres"),
+    "Constraints": ("no nodes have what it asks for", _CHANGE + "'s constraint or gres"),
     "AccountingPolicy": ("a limit of your account is reached", _SEE_LIMITS),
     "AssociationJobLimit": ("your account's limit of jobs is reached", _SEE_LIMITS),
     "AssociationResourceLimit": ("a limit of your account is reached", _SEE_LIMITS),
@@ -74,7 +84,10 @@ PENDING: dict[str, tuple[str, str]] = {
     "DeadLine": ("cannot end before its deadline", _CHANGE),
     "MaxMemPerLimit": ("asks for more memory than a node or CPU may have", _CHANGE + "'s mem"),
     "MaxMemPerNode": ("asks for more memory than a node may have", _CHANGE + "'s mem"),
-    "NodePowerSaving": ("its nodes are being switched on", ""),
+    "NonZeroExitCode": ("an earlier run of it failed", "look at its log"),
+    "RaisedSignal": ("an earlier run of it was ended by a signal", "look at its log"),
+    "TimeLimit": ("an earlier run of it reached its time limit", "look at its log"),
+    "OutOfMemory": ("an earlier run of it ran out of memory", "ask for more with mem"),
 }
 """Reason (or state) of a waiting job: what it means, and what one can do."""
 
@@ -88,12 +101,25 @@ _ENDED: dict[str, str] = {
     "DEADLINE": "reached its deadline",
     "REVOKED": "another cluster of the federation took it",
 }
-_FINAL = frozenset({*_ENDED, "COMPLETED", "FAILED"})
+_CAUSES: dict[str, EndCause] = {
+    "CANCELLED": EndCause.CANCELLED,
+    "TIMEOUT": EndCause.WALLTIME,
+    "PREEMPTED": EndCause.PREEMPTED,
+    "NODE_FAIL": EndCause.NODE_FAILED,
+    "OUT_OF_MEMORY": EndCause.OUT_OF_MEMORY,
+    "BOOT_FAIL": EndCause.NODE_FAILED,
+    "DEADLINE": EndCause.WALLTIME,
+    "REVOKED": EndCause.CANCELLED,
+    "COMPLETED": EndCause.DRAINED,
+    "FAILED": EndCause.CRASHED,
+}
+"""The final states of jobs, and what they are to us."""
 
 _LIMIT = re.compile(
-    r"(?P<whose>Assoc|QOS)(?P<kind>Grp|Max|Min)(?P<what>[A-Za-z]+?)(?:Per(?P<each>User|Account|Acct|Job|Node))?(?:Limit)?\Z"
+    r"(?P<whose>Assoc|QOS|)(?P<kind>Grp|Max|Min)(?P<what>[A-Za-z]+?)"
+    r"(?:Per(?P<each>User|Account|Acct|Job|Node))?(?:Limit|NotSatisfied)?\Z"
 )
-_WHOSE = {"Assoc": "your account", "QOS": "the QOS"}
+_WHOSE = {"Assoc": "your account", "QOS": "the QOS", "": "the QOS"}
 _WHAT = {
     "Cpu": "CPUs",
     "CPU": "CPUs",
@@ -104,14 +130,16 @@ _WHAT = {
     "Jobs": "jobs",
     "Job": "jobs",
     "SubmitJobs": "jobs in the queue",
+    "SubmitJob": "jobs in the queue",
     "Wall": "time",
     "WallDuration": "time",
-    "CPUMinutes": "CPU time",
-    "CPURunMinutes": "CPU time of running jobs",
-    "GRESMinutes": "GPU time",
-    "GRESRunMinutes": "GPU time of running jobs",
     "Billing": "billed resources",
+    "BB": "the burst buffer",
+    "Energy": "energy",
+    "License": "licences",
+    "Unknown": "something that Slurm does not name",
 }
+_TIMES = {"RunMinutes": "the time of running jobs on {}", "Minutes": "the time on {}"}
 
 
 def pending_in_words(reason: str) -> str:
@@ -125,9 +153,9 @@ def pending_in_words(reason: str) -> str:
     return reason
 
 
-def is_final(state: str) -> bool:
-    """Whether a job in this state of Slurm's has ended for good."""
-    return state in _FINAL
+def cause_of(state: str) -> EndCause | None:
+    """Why a job in this state of Slurm's has ended; None when it has not, or when the state is not known here."""
+    return _CAUSES.get(state)
 
 
 def ended_in_words(state: str, reason: str, code: int | None, signal_number: int) -> str:
@@ -155,8 +183,15 @@ def _signal_name(number: int) -> str:
 
 
 def _limit_in_words(match: re.Match[str]) -> str:
-    what = _WHAT.get(match["what"], match["what"])
+    what = _what_in_words(match["what"])
     if match["kind"] == "Min":
         return f"asks for less than {_WHOSE[match['whose']]} wants of {what}; {_CHANGE}"
     each = f" for each {match['each'].replace('Acct', 'Account').lower()}" if match["each"] else ""
     return f"the limit of {_WHOSE[match['whose']]} on {what}{each} is reached; {_SEE_LIMITS}"
+
+
+def _what_in_words(what: str) -> str:
+    for ending, words in _TIMES.items():
+        if what.endswith(ending):
+            return words.format(_what_in_words(what.removesuffix(ending)))
+    return _WHAT.get(what, what)

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import time
 from typing import TYPE_CHECKING
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from nnsight_hpc.slurm.batch.command import no_slurm, run
-from nnsight_hpc.slurm.batch.executor import WORKER, JobInfo
-from nnsight_hpc.slurm.batch.options import check_mpi
-from nnsight_hpc.slurm.batch.query import JobWatch, check_job
+from nnsight_hpc.slurm.batch.executor import WORKER
+from nnsight_hpc.slurm.batch.fits import check_fits
+from nnsight_hpc.slurm.batch.nodes import list_nodes
+from nnsight_hpc.slurm.batch.position import position
 from nnsight_hpc.slurm.batch.refusals import refused
 from nnsight_hpc.slurm.batch.script import sbatch_script
+from nnsight_hpc.slurm.batch.survey import JobWatch, check_job
 from nnsight_hpc.wire.errors import ReplicaFailed, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from nnsight_hpc.wire.messages import PoolSpec
+    from nnsight_hpc.slurm.batch.executor import Survey
+    from nnsight_hpc.slurm.batch.nodes import Nodes
     from nnsight_hpc.wire.places import Places
+    from nnsight_hpc.wire.pools import PoolSpec
 
 _LOG = logging.getLogger(__name__)
 _SBATCH_TIMEOUT = 60  # seconds; sbatch itself retries for a while when the controller is busy
+_STARTS = re.compile(r"Job \S+ to start at (?P<start>\d+) (?P<how>.+)")
+_NODES_KEPT = 300.0  # seconds
 _DEFAULTS = ("partition", "account", "qos", "constraint", "reservation")
 
 
@@ -42,10 +50,11 @@ class SlurmExecutor:
 
     def __init__(self, worker: str = WORKER) -> None:
         self._worker, self._watch = worker, JobWatch()
+        self._nodes: tuple[float, list[Nodes]] = (0.0, [])
 
-    def submit(self, replica: str, spec: PoolSpec, places: Places) -> str:
+    def submit(self, replica: str, spec: PoolSpec, places: Places, *, begin: float | None = None) -> str:
         folder = places.replica(replica)
-        text = self.script(replica, spec, places)
+        text = self.script(replica, spec, places, begin=begin)
         try:
             job = _Submission(folder, text, _unwanted_variables(spec)).submit_script()
         except FailedSubmissionError as error:
@@ -57,11 +66,31 @@ class SlurmExecutor:
         _LOG.info("submitted replica %s of pool %s as job %s", replica, spec.name, job)
         return job
 
-    def script(self, replica: str, spec: PoolSpec, places: Places) -> str:
-        return sbatch_script(replica, spec, places, worker=self._worker, mpi=_mpi(spec))
+    def script(self, replica: str, spec: PoolSpec, places: Places, *, begin: float | None = None) -> str:
+        return sbatch_script(replica, spec, places, worker=self._worker, begin=begin)
 
-    def query(self, jobs: Sequence[str]) -> dict[str, JobInfo]:
-        return self._watch.query(jobs)
+    def survey(self, jobs: Sequence[str], places: Places) -> Survey:
+        return self._watch.survey(jobs, places)
+
+    def position(self, job: str) -> int | None:
+        return position(check_job(job))
+
+    def check(self, spec: PoolSpec) -> None:
+        """Against what sinfo says; an answer is kept for five minutes."""
+        asked, nodes = self._nodes
+        if not nodes or time.monotonic() - asked > _NODES_KEPT:
+            nodes = list_nodes()
+            self._nodes = (time.monotonic(), nodes)
+        check_fits(spec, nodes)
+
+    def estimate(self, replica: str, spec: PoolSpec, places: Places) -> tuple[float | None, str]:
+        """What ``sbatch --test-only`` says."""
+        text = self.script(replica, spec, places)
+        answer = run("sbatch", "--test-only", given=text, without=_unwanted_variables(spec), timeout=_SBATCH_TIMEOUT)
+        if answer.code:
+            raise refused(answer.err, spec)
+        match = _STARTS.search(answer.err)
+        return (float(match["start"]), f"it would run {match['how']}") if match else (None, answer.err.strip())
 
     def drain(self, job: str) -> None:
         """USR2 to the batch script, which hands it on.
@@ -109,17 +138,6 @@ def _unwanted_variables(spec: PoolSpec) -> list[str]:
     """
     wanted = {f"SBATCH_{key.upper()}" for key in _DEFAULTS if getattr(spec, key) is None}
     return [name for name in os.environ if name.startswith("SBATCH_") and name not in wanted]
-
-
-def _mpi(spec: PoolSpec) -> str:
-    """What srun is to offer the tasks; for ``auto`` PMIx, which Open MPI needs, where this Slurm has it."""
-    if spec.mpi != "auto":
-        return check_mpi(spec.mpi)
-    if spec.nodes * spec.tasks_per_node == 1:
-        return "none"
-    answer = run("srun", "--mpi=list")
-    offered = (answer.out + answer.err).replace(",", " ").split()
-    return "pmix" if any(word.startswith("pmix") for word in offered) else "pmi2"
 
 
 def _scancel(*arguments: str) -> None:

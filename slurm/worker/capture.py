@@ -1,16 +1,16 @@
-"""Run one batch of documents through the model, and take what was captured as NumPy arrays that storage can write."""
+"""Run a graph on batches of documents, and take what it keeps as NumPy arrays that storage can write."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from nnsight_hpc.execution import run_graph
 from nnsight_hpc.storage import CaptureSpec
+from nnsight_hpc.storage.schema import LOGICAL_DTYPES, physical_dtype
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -19,89 +19,145 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nnsight_hpc.graph import Graph
-    from nnsight_hpc.models import Loaded
+
+    Run = Callable[[Graph, Mapping[str, torch.Tensor]], Mapping[str, Any]]
+    """Runs a graph with its tensors, and returns what it saves."""
 
 _FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-_PROBE = (2, 3)
-"""Documents and tokens of the forward that finds out the shapes: two numbers that tell the dimensions apart."""
+_PROBES = ((2, 3), (5, 7))
+"""Documents and tokens of two forwards that find out the shapes: numbers that tell the dimensions apart."""
+
+_LEADING: dict[Literal["token", "document"], int] = {"token": 2, "document": 1}
+"""Of how many leading dimensions rows are made."""
 
 
-def probe(graph: Graph, loaded: Loaded, dtype: str) -> tuple[CaptureSpec, ...]:
-    """What the captures of `graph` look like: the dimensions after ``[documents, tokens]``, and how they are stored.
+class Program(NamedTuple):
+    """What is run on each batch.
+
+    Attributes
+    ----------
+    tensors
+        The graph's constants, without those that stand for the batch.
+    padding
+        The token that stands where no document is.
+    """
+
+    graph: Graph
+    tensors: Mapping[str, torch.Tensor]
+    padding: int
+    run: Run
+
+    def on(self, documents: Sequence[npt.NDArray[np.int32]]) -> tuple[Mapping[str, Any], torch.Tensor]:
+        """What the graph keeps of documents that share a forward, and their mask ``[documents, longest]``."""
+        batch = batch_of(documents, self.padding)
+        return self.run(self.graph, {**self.tensors, **batch}), batch["attention_mask"]
+
+
+def probe(program: Program, dtype: str) -> tuple[CaptureSpec, ...]:
+    """What the values that `program` keeps look like: what their rows are, the other dimensions, how they are stored.
+
+    Two small batches are run. What has a row for each token of both is kept so, and else what has one for each document.
 
     Raises
     ------
     InvalidInput
-        `dtype` is none, or a capture is not one tensor with a row for each token.
+        `dtype` is none, or a value is not one tensor with such rows; it names the user's line.
     """
     if dtype != "auto" and dtype not in _FLOATS:
         raise InvalidInput(f"activations cannot be stored as {dtype!r}", next=f"use auto, {', '.join(_FLOATS)}")
-    ids = [np.zeros(_PROBE[1], dtype=np.int32)] * _PROBE[0]
-    values = run_graph(graph, _inputs(ids, loaded.tokenizer), loaded.module)
-    return tuple(_spec(name, value, dtype) for name, value in values.items())
+    seen = [program.on([np.zeros(tokens, dtype=np.int32)] * documents)[0] for documents, tokens in _PROBES]
+    nodes, saves = program.graph.nodes, program.graph.saves
+    lines = {name: str(nodes[save].source or "") for name, save in saves.items()}
+    return tuple(_spec(name, [values[name] for values in seen], dtype, lines[name]) for name in seen[0])
 
 
-def _spec(name: str, value: Any, dtype: str) -> CaptureSpec:
-    tensor = _tensor(name, value)
-    if tuple(tensor.shape[:2]) != _PROBE:
+def _spec(name: str, values: Sequence[Any], dtype: str, where: str) -> CaptureSpec:
+    tensors = [_tensor(name, value, where) for value in values]
+    first, shapes = tensors[0], [tuple(tensor.shape) for tensor in tensors]
+    rows = next((kind for kind, leading in _LEADING.items() if _has_rows(shapes, leading)), None)
+    if rows is None:
+        found = [f"{list(s)} for {d} documents of {n} tokens" for s, (d, n) in zip(shapes, _PROBES, strict=True)]
         raise InvalidInput(
-            f"{name} has no row for each token",
-            why=f"for {_PROBE[0]} documents of {_PROBE[1]} tokens its shape is {list(tensor.shape)}",
-            next="capture a module whose value has the shape [documents, tokens, …]",
+            f"{name} has no row for each token or for each document",
+            where=where,
+            why=f"its shape is {' and '.join(found)}",
+            next="keep a value of the shape [documents, tokens, …] or [documents, …]",
         )
-    stored = dtype if dtype != "auto" and tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
-    return CaptureSpec(name, tuple(tensor.shape[2:]), stored)
+    stored = dtype if dtype != "auto" and first.is_floating_point() else str(first.dtype).removeprefix("torch.")
+    if stored not in LOGICAL_DTYPES:
+        raise InvalidInput(
+            f"{name} cannot be stored as {stored}",
+            where=where,
+            next=f"convert it to one of {', '.join(LOGICAL_DTYPES)}",
+        )
+    return CaptureSpec(name, shapes[0][_LEADING[rows] :], stored, rows)
 
 
-def _tensor(name: str, value: Any) -> torch.Tensor:
-    """The captured tensor; of a tuple (attention modules return one) the first element, as is the custom."""
-    first = value[0] if isinstance(value, list | tuple) and value else value
+def _has_rows(shapes: Sequence[tuple[int, ...]], leading: int) -> bool:
+    """Whether shapes begin with that many numbers of the probes, and are the same otherwise."""
+    begins = all(shape[:leading] == probe[:leading] for shape, probe in zip(shapes, _PROBES, strict=True))
+    return begins and len({shape[leading:] for shape in shapes}) == 1
+
+
+def _tensor(name: str, value: Any, where: str = "") -> torch.Tensor:
+    """The tensor that is kept; of the tuple that a module returned (those of attention do) the first, as is the custom."""
+    first = value[0] if isinstance(value, list | tuple) and value and not where else value
     if isinstance(first, torch.Tensor):
         return first
     raise InvalidInput(
-        f"{name} is not a tensor", why=f"it is of type {type(value).__name__}", next="capture a module within it"
+        f"{name} is not a tensor",
+        where=where,
+        why=f"it is of type {type(value).__name__}",
+        next="write one of its entries" if where else "capture a module within it",
     )
 
 
 class Captor:
     """Runs batches. `overflows` counts, by capture, finite values that the stored dtype cannot hold."""
 
-    def __init__(
-        self, graph: Graph, captures: Sequence[CaptureSpec], loaded: Loaded, cancelled: Callable[[], bool]
-    ) -> None:
-        self._graph, self._loaded, self._cancelled = graph, loaded, cancelled
-        self._dtypes = {capture.name: getattr(torch, capture.dtype) for capture in captures}
-        self.row_bytes = sum(math.prod(c.width_shape) * self._dtypes[c.name].itemsize for c in captures)
+    def __init__(self, program: Program, captures: Sequence[CaptureSpec]) -> None:
+        self._program = program
+        self._captures = {capture.name: capture for capture in captures}
         self.overflows: Counter[str] = Counter()
 
+    def bytes(self, tokens: int, documents: int) -> int:
+        """Of all captures of so many tokens and documents."""
+        rows = {"token": tokens, "document": documents}
+        return sum(rows[capture.rows] * row_bytes(capture) for capture in self._captures.values())
+
     def run(self, documents: Sequence[npt.NDArray[np.int32]]) -> Mapping[str, npt.NDArray[Any]]:
-        """The captures of documents that share a forward: by name ``[documents, longest, …]``.
+        """What is kept of documents that share a forward: by name ``[documents, longest, …]``, or ``[documents, …]``.
 
         bfloat16 comes as its bits in uint16. Rows of padding (after a document's end) hold no meaning.
         Raises `RequestCancelled` and `ExecutionFailed` as `run_graph` does.
         """
-        inputs = _inputs(documents, self._loaded.tokenizer)
-        values = run_graph(self._graph, inputs, self._loaded.module, cancelled=self._cancelled)
-        return {name: self._stored(name, _tensor(name, value), inputs) for name, value in values.items()}
+        values, mask = self._program.on(documents)
+        return {name: self._stored(name, _tensor(name, value), mask) for name, value in values.items()}
 
-    def _stored(self, name: str, value: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> npt.NDArray[Any]:
-        wanted = self._dtypes[name]
-        converted = value.to(wanted)
-        if converted.dtype != value.dtype:
-            lost = (converted.isinf() & value.isfinite())[inputs["attention_mask"].bool().to(value.device)]
-            self.overflows[name] += int(lost.sum())
+    def _stored(self, name: str, value: torch.Tensor, mask: torch.Tensor) -> npt.NDArray[Any]:
+        capture, found = self._captures[name], value.detach()
+        wanted = getattr(torch, capture.dtype)
+        converted = found.to(wanted)
+        if converted.dtype != found.dtype:
+            lost = converted.isinf() & found.isfinite()
+            real = lost[mask.bool().to(found.device)] if capture.rows == "token" else lost
+            self.overflows[name] += int(real.sum())
         stored = converted.cpu()
         array: npt.NDArray[Any] = (stored.view(torch.uint16) if wanted is torch.bfloat16 else stored).numpy()
         return array
 
 
-def _inputs(documents: Sequence[npt.NDArray[np.int32]], tokenizer: Any) -> dict[str, torch.Tensor]:
+def row_bytes(capture: CaptureSpec) -> int:
+    """Bytes of a row."""
+    return math.prod(capture.width_shape) * physical_dtype(capture.dtype).itemsize
+
+
+def batch_of(documents: Sequence[npt.NDArray[np.int32]], padding: int) -> dict[str, torch.Tensor]:
     """Documents as the model's inputs, padded on the right.
 
     There a causal model's values do not depend on the padding, and positions count from 0 as for the document alone.
     """
     longest = max(len(document) for document in documents)
-    padding = getattr(tokenizer, "pad_token_id", None) or 0
     ids = torch.full((len(documents), longest), padding, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, document in enumerate(documents):

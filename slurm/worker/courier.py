@@ -1,32 +1,41 @@
 """The thread that brings requests from the daemon to the model's thread, and takes outcomes back.
 
-It waits for the daemon so that the model's thread need not: an outcome is repeated until it is acknowledged, however
-long the daemon is away, and only then is the next request asked for.
+It waits for the daemon so that the model's thread need not: outcomes are repeated until they are acknowledged, however
+long the daemon is away, and only then are the next requests asked for. Those that may share a forward come together.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from nnsight_hpc.slurm.batch.executor import ENDS_VARIABLE
 from nnsight_hpc.slurm.worker.link import DECISIVE, DaemonAddress, Link
 from nnsight_hpc.slurm.worker.said import Said
-from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound
-from nnsight_hpc.wire.messages import Lease, Outcome, WorkerHello, WorkerWelcome
+from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound, from_report
+from nnsight_hpc.wire.messages import encode
+from nnsight_hpc.wire.workers import Begun, Lease, Outcome, WorkerHello, WorkerWelcome
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from nnsight_hpc.slurm.worker.control import Control
+    from nnsight_hpc.slurm.worker.room import Room
+    from nnsight_hpc.slurm.worker.together import Ended
 
 _POLL = 20.0
 """Seconds that the daemon may hold a question for work."""
-_OFFER = cast("type[Lease | None]", Lease | None)  # typing has no name yet for "a type or a union" (PEP 747)
-_DELIVERY = 60.0
-"""Seconds for which a draining worker still tries to deliver its last outcome."""
+_GATHER, _GATHER_MOST = 0.15, 0.1
+"""After requests that shared a forward, the part of their time, and the seconds at most, for others to come that can share
+the next: who has just got a result may ask again. Without it half of them miss each forward."""
+_DELIVERY, _SPARE = 60.0, 8.0
+"""Seconds for which a draining worker still tries to deliver its last outcome, and that the job's time limit leaves it then."""
 _SAY_EVERY, _SAY_AGAIN = 0.1, 1.0
 """Seconds between two sendings of what a request says, and after one that failed."""
 logger = logging.getLogger(__name__)
@@ -37,24 +46,35 @@ class _Wake:
 
 
 class Courier:
-    """Leases one request after another. `next`, `say` and `done` are for the model's thread, in turns."""
+    """Leases requests. `next`, `say` and `done` are for the model's thread, in turns.
+
+    Parameters
+    ----------
+    room
+        How many may share a forward.
+    """
 
     def __init__(
-        self, control: Control, address: DaemonAddress, hello: WorkerHello, welcome: WorkerWelcome | None
+        self, control: Control, address: DaemonAddress, hello: WorkerHello, welcome: WorkerWelcome | None, room: Room
     ) -> None:
-        self._control, self._hello, self._welcome = control, hello, welcome
-        self._polls, self._calls = Link(address), Link(address)
-        self._inbox: SimpleQueue[Lease | None] = SimpleQueue()
-        self._outbox: SimpleQueue[Outcome | _Wake | None] = SimpleQueue()
-        self._said = self._new_said(attempt=0)
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._control, self._hello, self._welcome, self._room = control, hello, welcome, room
+        self._polls, self._calls, self._starts = Link(address), Link(address), Link(address)
+        self._inbox: SimpleQueue[list[Lease] | None] = SimpleQueue()
+        self._outbox: SimpleQueue[Ended | _Wake] = SimpleQueue()
+        self._begun: SimpleQueue[list[Lease]] = SimpleQueue()
+        self._said: dict[str, Said] = {}
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for target, name in ((self._run, "courier"), (self._tell_begun, "begun"))
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         self._control.on_drain(self._polls.abandon)
 
-    def next(self) -> Lease | None:
-        """Wait for a request; None when the worker is to end."""
+    def next(self) -> list[Lease] | None:
+        """Wait for requests, which may share forwards; None when the worker is to end."""
         return self._inbox.get()
 
     @property
@@ -63,19 +83,22 @@ class Courier:
         assert self._welcome is not None, "nothing is leased before the daemon's welcome"
         return Path(self._welcome.datasets_folder)
 
-    def say(self, text: str, source: str) -> None:
-        """Send on a line that the running request says; it is with the daemon before the request's outcome is."""
-        self._said.say(text, source)
+    def say(self, request: str, text: str, source: str) -> None:
+        """Send on a line that a running request says; it is with the daemon before the request's outcome is."""
+        self._said[request].say(text, source)
 
-    def done(self, outcome: Outcome | None) -> None:
-        """Hand over how the request ended; None: it was given up, and the daemon is to lease it to another worker."""
-        self._outbox.put(outcome)
+    def done(self, ended: Ended) -> None:
+        """Hand over how requests ended; None: it was given up, and the daemon is to lease it to another worker."""
+        self._outbox.put(ended)
 
     def _run(self) -> None:
         try:
             while not self._control.draining.is_set():
-                if lease := self._lease():
-                    self._bring(lease)
+                if leases := self._lease():
+                    begun = time.monotonic()
+                    self._bring(leases)
+                    if len(leases) > 1:
+                        self._control.draining.wait(min(_GATHER_MOST, _GATHER * (time.monotonic() - begun)))
         except HpcError as error:
             if isinstance(error, DECISIVE):  # otherwise the wait for a daemon was cut short, to drain
                 self._control.fail(error)
@@ -85,51 +108,60 @@ class Courier:
         finally:
             self._inbox.put(None)
 
-    def _lease(self) -> Lease | None:
+    def _lease(self) -> list[Lease]:
         if self._welcome is None:
             self._register()
         asked = time.monotonic()
-        path = f"/w1/lease?replica={self._hello.replica}&wait={_POLL:g}"
+        room = f"most={self._room.requests}&tokens={self._room.tokens}"
+        path = f"/w1/lease?replica={self._hello.replica}&wait={_POLL:g}&{room}"
         try:
-            lease = self._polls.call(path, None, _OFFER, timeout=_POLL + 15)
+            leases = self._polls.call(path, None, list[Lease], timeout=_POLL + 15)
         except NotFound:  # this daemon has never heard of us
             self._register()
-            return None
+            return []
         except DECISIVE:
             raise
         except HpcError:  # abandoned, to drain
-            return None
-        if lease is None and time.monotonic() - asked < 1:  # the daemon gives us nothing, and will soon say why
+            return []
+        if not leases and time.monotonic() - asked < 1:  # the daemon gives us nothing, and will soon say why
             self._control.changed.set()
             self._control.draining.wait(1)
-        return lease
+        return leases
 
     def _register(self) -> None:
         self._welcome = self._polls.call("/w1/register", self._hello, WorkerWelcome)
 
-    def _new_said(self, attempt: int) -> Said:
-        return Said(attempt, lambda: self._outbox.put(_Wake()))
+    def _bring(self, leases: list[Lease]) -> None:
+        self._said = {lease.id: Said(lease.attempt, lambda: self._outbox.put(_Wake())) for lease in leases}
+        self._inbox.put(leases)
+        self._begun.put(leases)
+        running = {lease.id: lease for lease in leases}
+        while running:
+            ended = self._await_ended(running.values())
+            for lease, _ in ended:
+                self._send_all_said(lease)
+                del running[lease.id]
+            if outcomes := [(lease, outcome) for lease, outcome in ended if outcome is not None]:
+                self._deliver(outcomes)
+            for lease, _ in ended:
+                self._control.finished(lease.id)
 
-    def _bring(self, lease: Lease) -> None:
-        self._said = self._new_said(lease.attempt)
-        self._inbox.put(lease)
-        with suppress(HpcError):  # of use to who watches only; a lease that is no longer ours shows at the outcome
-            self._calls.once(f"/w1/started?{self._query(lease)}", None, dict[str, Any])
-        outcome = self._await_outcome(lease)
-        self._send_all_said(lease)
-        if outcome is not None:
-            self._deliver(lease, outcome)
-        self._control.finished(lease.id)
+    def _tell_begun(self) -> None:
+        """Say what runs; how it ended waits for no answer to that, and what has ended is not begun any more."""
+        while True:
+            begun = [Begun(id=lease.id, attempt=lease.attempt) for lease in self._begun.get()]
+            with suppress(HpcError):  # a lease that is no longer ours shows at the outcome
+                self._starts.once(f"/w1/started?replica={self._hello.replica}", encode(begun), dict[str, Any])
 
-    def _await_outcome(self, lease: Lease) -> Outcome | None:
-        """Send what the request says, the first line at once and then a few times a second, until it has ended."""
+    def _await_ended(self, running: Collection[Lease]) -> Ended:
+        """Send what requests say, the first line at once and then a few times a second, until some have ended."""
         allowed, due = float("-inf"), None
         while True:
             try:
                 item = self._outbox.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             except Empty:
-                allowed = self._send_said(lease) + time.monotonic()
-                due = allowed if self._said.part() else None
+                allowed = max(map(self._send_said, running)) + time.monotonic()
+                due = allowed if any(self._said[lease.id].part() for lease in running) else None
                 continue
             if not isinstance(item, _Wake):
                 return item
@@ -137,7 +169,8 @@ class Courier:
 
     def _send_said(self, lease: Lease) -> float:
         """Send a part of what there is to send; the seconds until the next."""
-        if part := self._said.part():
+        said = self._said[lease.id]
+        if part := said.part():
             at, lines = part
             try:
                 self._calls.once(self._log_path(lease, at), lines, dict[str, Any])
@@ -146,38 +179,54 @@ class Courier:
             except HpcError:
                 return _SAY_AGAIN
             else:
-                self._said.has(len(lines))
+                said.has(len(lines))
         return _SAY_EVERY
 
     def _send_all_said(self, lease: Lease) -> None:
-        while part := self._said.part():
+        said = self._said[lease.id]
+        while part := said.part():
             at, lines = part
             try:
                 path, hurry = self._log_path(lease, at), self._control.draining
-                self._calls.call(path, lines, dict[str, Any], hurry=hurry, grace=_DELIVERY)
+                self._calls.call(path, lines, dict[str, Any], hurry=hurry, grace=_DELIVERY, latest=_latest())
             except HpcError as error:
                 self._not_wanted(lease, error)
             else:
-                self._said.has(len(lines))
+                said.has(len(lines))
 
     def _not_wanted(self, lease: Lease, error: HpcError) -> None:
-        logger.warning("what %s says is not kept any more\n%s", lease.id, error)
-        self._said.close()
+        logger.warning("what %s says is not kept any more\n%s", lease.id, error, extra={"request": lease.id})
+        self._said[lease.id].close()
 
     def _log_path(self, lease: Lease, at: int) -> str:
-        return f"/w1/log?{self._query(lease)}&at={at}"
+        return f"/w1/log?replica={self._hello.replica}&id={lease.id}&attempt={lease.attempt}&at={at}"
 
-    def _deliver(self, lease: Lease, outcome: Outcome) -> None:
-        path = f"/w1/outcome?replica={self._hello.replica}"
+    def _deliver(self, ended: Sequence[tuple[Lease, Outcome]]) -> None:
+        path, hurry = f"/w1/outcomes?replica={self._hello.replica}", self._control.draining
+        outcomes = encode([outcome for _, outcome in ended])
+        refused: list[HpcError | None]
         try:
-            self._calls.call(path, outcome, dict[str, Any], hurry=self._control.draining, grace=_DELIVERY)
-        except (Conflict, NotFound) as error:
-            logger.warning("the outcome of %s, attempt %d, is not wanted any more\n%s", lease.id, lease.attempt, error)
-            Path(lease.result).unlink(missing_ok=True)
-        except HpcError as error:
-            logger.warning(
-                "the outcome of %s was not delivered; the daemon will have it run again\n%s", lease.id, error
+            reports = self._calls.call(
+                path, outcomes, list[ErrorReport | None], hurry=hurry, grace=_DELIVERY, latest=_latest()
             )
+            refused = [None if report is None else from_report(report) for report in reports]
+        except HpcError as error:
+            refused = [error] * len(ended)
+        for (lease, _), why in zip(ended, refused, strict=True):
+            if why is not None:
+                _note_refused(lease, why)
 
-    def _query(self, lease: Lease) -> str:
-        return f"replica={self._hello.replica}&id={lease.id}&attempt={lease.attempt}"
+
+def _note_refused(lease: Lease, why: HpcError) -> None:
+    if isinstance(why, Conflict | NotFound):
+        words = "the outcome of %s, attempt %d, is not wanted any more\n%s"
+        Path(lease.result).unlink(missing_ok=True)
+    else:
+        words = "the outcome of %s, attempt %d, was not delivered; the daemon will have it run again\n%s"
+    logger.warning(words, lease.id, lease.attempt, why, extra={"request": lease.id})
+
+
+def _latest() -> float:
+    """Until when a draining worker may try to reach a daemon that does not answer: it is to end before Slurm ends it."""
+    ends = os.environ.get(ENDS_VARIABLE, "")
+    return float(ends) - _SPARE if ends.isdigit() else float("inf")

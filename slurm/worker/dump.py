@@ -1,4 +1,4 @@
-"""Bulk dumps: the activations of a whole corpus, captured in planned batches and written slice by slice.
+"""Bulk dumps: what a graph keeps of a whole corpus, captured in planned batches and written slice by slice.
 
 The plan (rows, slices, batches) follows from the request alone. So a dump that was killed goes on with the slices that
 are missing, on whatever worker, and the dataset is byte for byte that of an undisturbed run on such a machine. Forward
@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from nnsight_hpc.graph import capture_graph, expand_points
-from nnsight_hpc.slurm.worker.capture import Captor, probe
-from nnsight_hpc.slurm.worker.corpus import corpus_hash, read_corpus, tokenise, tokenizer_hash
+import numpy as np
+
+from nnsight_hpc.slurm.worker.capture import Captor, Program, probe
+from nnsight_hpc.slurm.worker.corpus import Inputs, make_inputs
 from nnsight_hpc.slurm.worker.plan import batches, documents_in, padded_tokens
-from nnsight_hpc.storage import DatasetWriter, Provenance, dataset_folder, read_attributes
-from nnsight_hpc.wire.errors import Conflict, InvalidInput
-from nnsight_hpc.wire.frames import unpack
-from nnsight_hpc.wire.messages import DumpProgress, DumpSpec, decode
+from nnsight_hpc.storage import DatasetWriter, dataset_folder, read_attributes
+from nnsight_hpc.storage.schema import fill_value, physical_dtype
+from nnsight_hpc.wire.errors import InvalidInput
+from nnsight_hpc.wire.messages import DumpProgress, DumpSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
-    from nnsight_hpc.graph import Graph
     from nnsight_hpc.models import Loaded
-    from nnsight_hpc.storage import CaptureSpec, TokenTable
-    from nnsight_hpc.storage.writer import SliceRange, SliceWriter
+    from nnsight_hpc.slurm.worker.allowance import Allowance
+    from nnsight_hpc.slurm.worker.capture import Run
+    from nnsight_hpc.slurm.worker.dump_job import Job
+    from nnsight_hpc.storage import CaptureSpec
+    from nnsight_hpc.storage.slices import SliceRange, SliceWriter
 
 SLICE_ROWS = 1 << 16
 """Tokens of a slice, rounded up to whole shards: so much work is lost when a worker is killed."""
@@ -37,30 +38,37 @@ _PROGRESS = 0.5
 """Seconds between two reports of progress (the heartbeat sends them on every second)."""
 logger = logging.getLogger(__name__)
 
+Steps: TypeAlias = "Generator[None, None, dict[str, Any]]"
+"""A dump, batch by batch; what it returns is its summary."""
+
 
 def dump(
-    frame: bytes | memoryview,
+    job: Job,
     loaded: Loaded,
+    run: Run,
     datasets: Path,
+    allowance: Allowance,
     *,
     cancelled: Callable[[], bool],
     progress: Callable[[DumpProgress], None],
-) -> dict[str, Any]:
-    """Write, or go on writing, the dataset that a dump request asks for, and return a summary of what was done.
+) -> Steps:
+    """Write, or go on writing, the dataset that `job` asks for, a batch at a step; it returns a summary.
 
     Parameters
     ----------
-    frame
-        `DumpSpec` as header, the corpus as block.
+    run
+        Runs the graph with its tensors on the model.
     datasets
         The folder in which ``NAME.zarr`` lies; made when it is not there.
+    allowance
+        How large the captures of all tokens together may be.
 
     Raises
     ------
+    Denied
+        They are larger.
     InvalidInput
         The request, the corpus or a capture cannot be used.
-    NotFound
-        The model has no such module.
     Conflict
         A dataset of this name holds something else.
     RequestCancelled
@@ -68,55 +76,50 @@ def dump(
     HpcError
         The dataset cannot be written (disk full).
     """
-    header, block = unpack(frame)
-    spec = decode(header, DumpSpec, what="dump request")
-    if spec.format != "zarr":
-        raise InvalidInput(f"datasets of format {spec.format!r} cannot be written", next="use zarr")
-    tokens = tokenise(read_corpus(block), loaded.tokenizer, context=spec.context, cancelled=cancelled)
-    points = expand_points(spec.captures, [name for name, _ in loaded.module.named_modules()])
-    graph = capture_graph(points, loaded.identity)
-    captures = probe(graph, loaded, spec.dtype)
+    ready = prepared(job, loaded, run, cancelled)
+    spec, inputs, captures, captor = ready
+    tokens = inputs.tokens
+    size = captor.bytes(len(tokens.input_ids), len(tokens.ids))
+    allowance.check(size, f"dataset {spec.name}", "all captures of all tokens")
     datasets.mkdir(parents=True, exist_ok=True)
-    provenance = _provenance(spec, loaded, graph, spec.corpus_fingerprint or corpus_hash(block))
-    path = dataset_folder(datasets, spec.name)
+    provenance, path = job.provenance(loaded), dataset_folder(datasets, spec.name, spec.format)
     if path.exists():
-        _check_same(path, captures, tokens, provenance)
+        job.check_same(path, captures, tokens, provenance)
     else:
         DatasetWriter.create(path, captures=captures, tokens=tokens, provenance=provenance, rows_per_slice=SLICE_ROWS)
-    captor = Captor(graph, captures, loaded, cancelled)
-    return _Dump(path, tokens, captor, spec.batch_tokens, progress).run()
+    return (yield from _Dump(path, ready, progress).run())
 
 
-def _provenance(spec: DumpSpec, loaded: Loaded, graph: Graph, corpus: str) -> Provenance:
-    packages = ("nnsight-hpc", "torch", "transformers", "numpy", "zarr")
-    return Provenance(
-        model=loaded.identity.id,
-        revision=loaded.identity.revision or "",
-        fingerprint=loaded.identity.fingerprint,
-        tokenizer_hash=tokenizer_hash(loaded.tokenizer),
-        graph=graph.to_json(),
-        corpus_fingerprint=corpus,
-        software={name: version(name) for name in packages},
-        command=spec.command,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+class Prepared(NamedTuple):
+    """A dump that is ready to begin."""
+
+    spec: DumpSpec
+    inputs: Inputs
+    captures: tuple[CaptureSpec, ...]
+    captor: Captor
 
 
-def _check_same(path: Path, captures: Sequence[CaptureSpec], tokens: TokenTable, provenance: Provenance) -> None:
-    """Raise `Conflict` unless the dataset at `path` is one that an earlier attempt at this very dump has begun."""
-    there = read_attributes(path)
-    same = ("model", "fingerprint", "tokenizer_hash", "graph", "corpus_fingerprint")
-    differing = [name for name in same if getattr(there.provenance, name) != getattr(provenance, name)]
-    differing += ["captures"] * (there.captures != tuple(captures))
-    differing += ["tokens"] * (there.rows != len(tokens.input_ids))
-    if differing:
-        raise Conflict(
-            f"dataset {path.stem} exists, and is another one",
-            where=str(path),
-            why=f"they differ in {', '.join(differing)}",
-            next=f"choose another name, or `nnsight-hpc remove {path.stem}` first",
+def prepared(job: Job, loaded: Loaded, run: Run, cancelled: Callable[[], bool]) -> Prepared:
+    """The corpus as inputs, and what the graph keeps of them; nothing is written. Raises as `dump`."""
+    config = getattr(loaded.module, "config", None)
+    vocabulary = getattr(config and config.get_text_config(), "vocab_size", None)
+    inputs = make_inputs(job.documents, job.spec, loaded.tokenizer, vocabulary, cancelled)
+    padding = getattr(loaded.tokenizer, "pad_token_id", None) or 0
+    program = Program(job.graph, job.tensors, padding, run)
+    captures = probe(program, job.spec.dtype)
+    _check_rows(captures, inputs, job)
+    return Prepared(job.spec, inputs, captures, Captor(program, captures))
+
+
+def _check_rows(captures: Sequence[CaptureSpec], inputs: Inputs, job: Job) -> None:
+    """Raise `InvalidInput` where rows of documents are wanted, and the model is not given whole documents."""
+    name = next((capture.name for capture in captures if capture.rows == "document"), None)
+    if name is not None and not inputs.are_documents:
+        raise InvalidInput(
+            f"{name} has a row for each document, and the model is given parts of documents",
+            where=str(job.graph.nodes[job.graph.saves[name]].source or ""),
+            next="leave packed and stride out, or keep a row for each token",
         )
-    logger.info("going on with %s", path)
 
 
 class _Dump:
@@ -125,61 +128,76 @@ class _Dump:
     def __init__(
         self,
         path: Path,
-        tokens: TokenTable,
-        captor: Captor,
-        batch_tokens: int,
+        ready: Prepared,
         progress: Callable[[DumpProgress], None],
     ) -> None:
-        self._path, self._tokens, self._captor = path, tokens, captor
-        self._batch_tokens, self._progress = batch_tokens, progress
+        spec, inputs, captures, captor = ready
+        self._path, self._inputs, self._tokens, self._captor = path, inputs, inputs.tokens, captor
+        self._captures = {capture.name: capture for capture in captures}
+        self._batch_tokens, self._progress = spec.batch_tokens, progress
         self._documents = self._rows = self._run_tokens = self._padded_tokens = 0
         self._begun = time.monotonic()
         self._reported = float("-inf")
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Steps:
         if read_attributes(self._path).complete:  # by an attempt whose outcome never arrived
             self._rows, self._documents = len(self._tokens.input_ids), len(self._tokens.ids)
         else:
-            self._write_pending(DatasetWriter(self._path))
+            yield from self._write_pending(DatasetWriter(self._path))
         self._report(force=True)
         return self._summary()
 
-    def _write_pending(self, writer: DatasetWriter) -> None:
+    def _write_pending(self, writer: DatasetWriter) -> Iterator[None]:
         pending = writer.pending()
         for part in writer.slices:
             if part not in pending:
-                self._count(part)
+                self._count(part.start, part.stop)
         for part in pending:
             with writer.slice(part.number) as slice_writer:
-                self._write_slice(part, slice_writer)
+                self._write_empty(part, slice_writer)
+                yield from self._write_slice(part, slice_writer)
             logger.info("slice %d of %d is written", part.number + 1, len(writer.slices))
         writer.finish()
 
-    def _write_slice(self, part: SliceRange, writer: SliceWriter) -> None:
-        documents = documents_in(self._tokens.offset, part.start, part.stop)
-        lengths = [int(self._tokens.offset[d + 1] - self._tokens.offset[d]) for d in documents]
+    def _write_slice(self, part: SliceRange, writer: SliceWriter) -> Iterator[None]:
+        inputs = documents_in(self._inputs.offset, part.start, part.stop)
+        lengths = [self._inputs.length(index) for index in inputs]
         for batch in batches(lengths, self._batch_tokens):
             self._report()
             self._padded_tokens += padded_tokens(batch, lengths)
             self._run_tokens += sum(lengths[index] for index in batch)
-            self._write_batch([documents[index] for index in batch], part, writer)
+            self._write_batch([inputs[index] for index in batch], part, writer)
+            ended = time.monotonic()
+            yield
+            self._begun += time.monotonic() - ended  # what it has paused is no time of its own
 
-    def _write_batch(self, documents: Sequence[int], part: SliceRange, writer: SliceWriter) -> None:
-        """Run the documents together, and write of each the rows that are in this slice."""
-        bounds = [(int(self._tokens.offset[d]), int(self._tokens.offset[d + 1])) for d in documents]
-        values = self._captor.run([self._tokens.input_ids[start:stop] for start, stop in bounds])
-        for row, (start, stop) in enumerate(bounds):
-            first, last = max(start, part.start), min(stop, part.stop)
+    def _write_batch(self, inputs: Sequence[int], part: SliceRange, writer: SliceWriter) -> None:
+        """Run the inputs together, and write of each the rows that are its own and in this slice."""
+        values = self._captor.run([self._inputs.ids(index) for index in inputs])
+        for row, index in enumerate(inputs):
+            begin, own, stop = (int(x) for x in (self._inputs.begin[index], *self._inputs.offset[index : index + 2]))
+            first, last = max(own, part.start), min(stop, part.stop)
             for name, value in values.items():
-                writer.write(name, first, value[row, first - start : last - start])
-            self._rows += last - first
-            self._documents += stop <= part.stop
+                if self._captures[name].rows == "token":
+                    writer.write(name, first, value[row, first - begin : last - begin])
+                elif part.start <= own:  # the document begins here
+                    writer.write(name, index, value[row : row + 1])
+            self._count(first, last)
 
-    def _count(self, part: SliceRange) -> None:
-        """Count a slice that an earlier attempt has written."""
-        self._rows += part.stop - part.start
-        ends = self._tokens.offset[1:]
-        self._documents += int(((ends > part.start) & (ends <= part.stop)).sum())
+    def _write_empty(self, part: SliceRange, writer: SliceWriter) -> None:
+        """Documents without tokens have rows without values."""
+        empty = [n for n in range(*part.documents) if self._tokens.offset[n] == self._tokens.offset[n + 1]]
+        for capture in self._captures.values() if empty else ():
+            if capture.rows == "document":
+                row = np.full((1, *capture.width_shape), fill_value(capture.dtype), physical_dtype(capture.dtype))
+                for number in empty:
+                    writer.write(capture.name, number, row)
+
+    def _count(self, start: int, stop: int) -> None:
+        """Count rows that are written, and the documents that end in them."""
+        self._rows += stop - start
+        before, after = self._tokens.offset[1:].searchsorted([start, stop], side="right")
+        self._documents += int(after - before)
 
     def _report(self, *, force: bool = False) -> None:
         now = time.monotonic()
@@ -193,8 +211,8 @@ class _Dump:
                 documents_total=len(self._tokens.ids),
                 tokens=self._rows,
                 tokens_total=total,
-                bytes=self._rows * self._captor.row_bytes,
-                bytes_total=total * self._captor.row_bytes,
+                bytes=self._captor.bytes(self._rows, self._documents),
+                bytes_total=self._captor.bytes(total, len(self._tokens.ids)),
                 seconds=now - self._begun,
             )
         )
@@ -211,7 +229,7 @@ class _Dump:
             "path": str(self._path),
             "documents": len(self._tokens.ids),
             "tokens": self._rows,
-            "bytes": self._rows * self._captor.row_bytes,
+            "bytes": self._captor.bytes(self._rows, len(self._tokens.ids)),
             "seconds": seconds,
             "padding": padding,
             "overflows": overflows,

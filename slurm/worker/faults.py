@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from nnsight_hpc.wire.errors import ErrorReport, ExecutionFailed, HpcError
+from nnsight_hpc.wire.errors import ErrorReport, ExecutionFailed, HpcError, ReplicaFailed
 
 _MEMORY = "save less (a mean, some positions), use a shorter input, or a pool with more memory"
 logger = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 def report_of(error: Exception) -> ErrorReport:
     """The report of what a request raised. What is not an `HpcError` is logged with its traceback."""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         detail = error.where if isinstance(error, HpcError) else ""
         return ExecutionFailed(
             "the worker has not enough memory for this request",
@@ -35,7 +35,7 @@ def is_fatal(error: Exception) -> bool:
 
     See "Error Checking" in NVIDIA's CUDA C++ Programming Guide: such errors are sticky.
     """
-    if _is_out_of_memory(error) or not torch.cuda.is_initialized():
+    if is_out_of_memory(error) or not torch.cuda.is_initialized():
         return False
     try:
         torch.cuda.synchronize()
@@ -45,13 +45,24 @@ def is_fatal(error: Exception) -> bool:
     return False
 
 
+def end_of_gpu(report: ErrorReport, where: str) -> ReplicaFailed:
+    """Why a worker ends after an error that `is_fatal`."""
+    return ReplicaFailed("the GPU does not work any more after a failed request", where=where, why=report.what)
+
+
+def changed_weights(where: str) -> ReplicaFailed:
+    """Why a worker ends whose weights are not what they were; nothing that is known of can do that."""
+    return ReplicaFailed("a request changed the weights of the resident model", where=where)
+
+
 def free_memory() -> None:
     """Give cached GPU memory back after a failure, so that the next request finds all there is."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a request needed more memory than there is."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, ExecutionFailed) and error.exception == "MemoryError":

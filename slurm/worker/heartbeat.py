@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.slurm.worker.link import Backoff, DaemonAddress, Link
 from nnsight_hpc.wire.errors import HpcError, NotFound, Unreachable
-from nnsight_hpc.wire.messages import Orders
+from nnsight_hpc.wire.workers import Orders
 
 if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.control import Control
 
 _IDLE, _ACTIVE, _PROGRESS = 15.0, 5.0, 1.0
-_DEBOUNCE = 0.02
+_DEBOUNCE = 0.1
 """Between two reports at least: a worker that runs many short requests changes its state far more often."""
 logger = logging.getLogger(__name__)
 

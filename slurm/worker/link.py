@@ -40,6 +40,8 @@ DECISIVE: tuple[type[HpcError], ...] = (Conflict, Incompatible, InvalidInput, No
 """What a daemon says on purpose; anything else (it is gone, its disk is full, its secret is newer) may pass."""
 
 _CONNECT_TIMEOUT = 10.0
+_NOTICE = 3.0
+"""Seconds until a call that is repeated notices that there is hurry."""
 logger = logging.getLogger(__name__)
 
 
@@ -157,11 +159,12 @@ class Link:
         decisive: tuple[type[HpcError], ...] = DECISIVE,
         hurry: threading.Event | None = None,
         grace: float = 0.0,
+        latest: float = float("inf"),
     ) -> T:
         """Repeat the call until the daemon has answered it.
 
         Raises the daemon's own error when it is one of `decisive`. Raises whatever stands in the way once the link is
-        abandoned, or once `hurry` has been set for `grace` seconds.
+        abandoned, or once `hurry` has been set for `grace` seconds, or is set at the time `latest` (since the epoch).
         """
         backoff = Backoff()
         hurried_at: float | None = None
@@ -173,9 +176,11 @@ class Link:
             except HpcError:
                 if hurried_at is None and hurry is not None and hurry.is_set():
                     hurried_at = time.monotonic()
-                if self._abandoned.is_set() or (hurried_at is not None and time.monotonic() >= hurried_at + grace):
+                over = hurried_at is not None and (time.monotonic() >= hurried_at + grace or time.time() >= latest)
+                if self._abandoned.is_set() or over:
                     raise
-            self._abandoned.wait(backoff.next() if hurried_at is None else 0.5)
+            nap = backoff.next() if hurried_at is None else 0.5
+            self._abandoned.wait(nap if hurry is None else min(nap, _NOTICE))
 
     def abandon(self) -> None:
         """End the call in progress, and each later one, with `Unreachable`."""

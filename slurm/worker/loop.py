@@ -1,4 +1,4 @@
-"""The model's thread: one request after another, each to an outcome. No request ends the worker."""
+"""The model's thread: one request after another, or several in one forward, each to an outcome. None ends the worker."""
 
 from __future__ import annotations
 
@@ -9,36 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.execution import run_graph
-from nnsight_hpc.execution.estimate import check_memory
 from nnsight_hpc.execution.estimate_budget import memory_budget
-from nnsight_hpc.execution.estimate_guard import Guard
-from nnsight_hpc.execution.estimate_watch import Watch
-from nnsight_hpc.execution.fake_model import twin_of
-from nnsight_hpc.execution.resident import Resident
-from nnsight_hpc.execution.structure import scheduled
-from nnsight_hpc.execution.values import load_tensors, pack_values
-from nnsight_hpc.graph import Graph
-from nnsight_hpc.graph.effort import effort
-from nnsight_hpc.slurm.worker.dump import dump
-from nnsight_hpc.slurm.worker.faults import free_memory, is_fatal, report_of
-from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidInput, NotFound, ReplicaFailed, RequestCancelled
-from nnsight_hpc.wire.files import read_if_there, write_atomically
-from nnsight_hpc.wire.frames import unpack
-from nnsight_hpc.wire.messages import Outcome
+from nnsight_hpc.execution.values import pack_values
+from nnsight_hpc.models.devices import device_of
+from nnsight_hpc.slurm.worker.allowance import Allowance
+from nnsight_hpc.slurm.worker.attempt import Attempt, read_frame, write_result
+from nnsight_hpc.slurm.worker.dumps import Dumps
+from nnsight_hpc.slurm.worker.faults import changed_weights, end_of_gpu, free_memory, is_fatal, report_of
+from nnsight_hpc.slurm.worker.model import Alone, silent
+from nnsight_hpc.slurm.worker.room import Room
+from nnsight_hpc.slurm.worker.together import Together
+from nnsight_hpc.slurm.worker.warmup import small_program
+from nnsight_hpc.wire.errors import HpcError, InvalidInput, ReplicaFailed, RequestCancelled
+from nnsight_hpc.wire.workers import Lease, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    import torch
-
-    from nnsight_hpc.models import Loaded
     from nnsight_hpc.slurm.worker.control import Control
     from nnsight_hpc.slurm.worker.courier import Courier
-    from nnsight_hpc.wire.messages import Lease
+    from nnsight_hpc.slurm.worker.model import Model
+    from nnsight_hpc.slurm.worker.together import Ended, Say
 
-MAX_FRAME = 4 << 30
-"""Bytes of a request that are read at most; the daemon takes no larger ones."""
 logger = logging.getLogger(__name__)
 
 
@@ -51,34 +43,59 @@ class Runner:
         Bytes that one request may need beside the model; None: what is free.
     """
 
-    def __init__(self, loaded: Loaded, control: Control, budget: int | None) -> None:
-        self._loaded, self._control, self._budget = loaded, control, budget
-        self._resident = Resident(loaded.module)
+    def __init__(self, model: Model, control: Control, budget: int | None) -> None:
+        self._model, self._control, self._given = model, control, budget
+        self.room = Room(shared=isinstance(model, Alone))
+        self._dumps = Dumps(model, self.budget)
+        self._together = Together(model.loaded.module, control, self.room, self._unchanged)
+
+    def warm_up(self) -> None:
+        """Run a small graph as a request, so that nobody waits for what is imported and built at the first one only."""
+        lease = Lease(id="warm-up", kind="run", attempt=1, request="", result="", user="")
+        try:
+            with self._unchanged(lease.id):
+                self._run_graph(lease, memoryview(small_program(self._model.loaded).frame), silent, Allowance(None))
+        except HpcError as error:  # the next request learns it, if it concerns it at all
+            logger.warning("the worker could not warm up: %s", error)
 
     def serve(self, courier: Courier) -> None:
         """Run what the courier brings until it brings nothing more."""
-        while (lease := courier.next()) is not None:
-            self._control.busy(lease.id)
-            outcome = self.run(lease, courier.datasets, courier.say)
-            if outcome is not None and outcome.error is not None and self._control.failure is None:
-                free_memory()  # only now: until here the error's frames held what the request had
-            courier.done(outcome)
+        while (leases := courier.next()) is not None:
+            self._control.busy(*(lease.id for lease in leases))
+            for ended in self.run(leases, courier.datasets, courier.say):
+                courier.done(ended)
             self._control.ready()
 
-    def run(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> Outcome | None:
-        """The outcome of one request; None when it was given up because the worker is to end.
+    def run(self, leases: Sequence[Lease], datasets: Path, say: Say) -> Iterator[Ended]:
+        """How requests ended, as soon as some have; those that may share forwards first, the others one by one.
 
         Parameters
         ----------
         datasets
             Where a dump writes its ``NAME.zarr``.
         say
-            Takes each line that the request says, and the user's line that said it.
+            Takes each line that a request says.
         """
+        left = {lease.id: lease for lease in leases}
+        for ended in self._together.run(leases, self.budget(), say) if len(leases) > 1 else ():
+            for lease, _ in ended:
+                del left[lease.id]
+            yield ended
+        for lease in left.values():
+            if self._control.failure:
+                yield [(lease, None)]
+                continue
+            with self._unchanged(lease.id):  # the model is put in order while the outcome is on its way
+                outcome = self._run(lease, datasets, functools.partial(say, lease.id))
+                if outcome is not None and outcome.error is not None and self._control.failure is None:
+                    free_memory()  # only now: until here the error's frames held what the request had
+                yield [(lease, outcome)]
+
+    def _run(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> Outcome | None:
+        """The outcome of one request that runs alone; None when it was given up because the worker is to end."""
         begun = time.monotonic()
         try:
-            with self._unchanged(lease):
-                size = self._write_result(lease, datasets, say)
+            size = self._write_result(lease, datasets, say)
         except RequestCancelled:
             if not self._control.was_cancelled(lease.id):
                 return None
@@ -86,92 +103,66 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - whatever it was, it becomes the request's error
             return self._failed(lease, error, time.monotonic() - begun)
         seconds = time.monotonic() - begun
+        if size is None:
+            return Outcome(id=lease.id, attempt=lease.attempt, gave_way=True, seconds=seconds)
         logger.info("%s (%s) done in %.3f s, %d bytes", lease.id, lease.kind, seconds, size)
         last = self._control.progress_to_report()
         progress = last[1] if last else None
         return Outcome(id=lease.id, attempt=lease.attempt, result_bytes=size, seconds=seconds, progress=progress)
 
-    def _write_result(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> int:
-        frame = _read_frame(Path(lease.request))
+    def _write_result(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> int | None:
+        """The bytes of the result; None where a dump has given way."""
+        frame, allowance = read_frame(Path(lease.request)), Allowance(lease.result_bytes)
         if lease.kind == "run":
-            result = self._run_graph(lease, frame, say)
+            result = self._run_graph(lease, frame, say, allowance)
         elif lease.kind == "dump":
-            summary = dump(
+            summary = self._dumps.run(
+                lease,
                 frame,
-                self._loaded,
                 datasets,
+                allowance,
                 # A dump goes on where it was, so a draining worker need not wait hours for its end.
                 cancelled=lambda: self._control.is_cancelled(lease.id) or self._control.draining.is_set(),
+                gives_way=lambda: self._control.gives_way(lease.id),
                 progress=self._control.progress,
+                say=say,
             )
+            if summary is None:
+                return None
             result = pack_values(summary)
         else:
             raise InvalidInput(f"this worker cannot run requests of kind {lease.kind!r}", next="update nnsight-hpc")
-        _write(Path(lease.result), result)
+        write_result(Path(lease.result), result)
         return len(result)
 
-    def _run_graph(self, lease: Lease, frame: memoryview, say: Callable[[str, str], None]) -> bytes:
-        header, block = unpack(frame)
+    def _run_graph(
+        self, lease: Lease, frame: memoryview, say: Callable[[str, str], None], allowance: Allowance
+    ) -> bytes:
         cancelled = functools.partial(self._control.is_cancelled, lease.id)
-        with effort(cancelled):
-            graph, tensors = Graph.from_json(header), load_tensors(block)
-            scheduled(graph, local=False)  # refused or not, before its memory is estimated
-        guard = self._guard(graph, tensors, cancelled)
-        values = run_graph(graph, tensors, self._loaded.module, cancelled=cancelled, log=say, guard=guard)
-        return pack_values(values)
+        attempt = Attempt(frame, self._model.loaded.module, self.budget(), cancelled, allowance)
+        log, guard = allowance.counting(say), attempt.guard
+        return attempt.packed(self._model.run(attempt.program, cancelled=cancelled, log=log, guard=guard))
+
+    def budget(self) -> int:
+        """Bytes that may be needed now beside the model."""
+        if self._given is not None:
+            return self._given
+        return memory_budget(device_of(self._model.loaded.module)) // self._model.sharers
 
     @contextmanager
-    def _unchanged(self, lease: Lease) -> Iterator[None]:
-        """Put back what a request leaves in the model beside its weights; end the worker when it has changed those.
-
-        Nothing that is known of can do that.
-        """
+    def _unchanged(self, request: str) -> Iterator[None]:
+        """Put back what a request leaves in the model beside its weights; end the worker when it has changed those."""
         try:
             yield
         finally:
-            if not self._resident.restore():
-                self._control.fail(ReplicaFailed("a request changed the weights of the resident model", where=lease.id))
-
-    def _guard(self, graph: Graph, tensors: dict[str, torch.Tensor], cancelled: Callable[[], bool]) -> Guard:
-        """What is left to check in the run. Raises `InvalidGraph` when the graph would take too much memory.
-
-        An operation that cannot work is left to the run, which then says it in the same words as a run elsewhere; the
-        estimate does not cover what comes after it, so every node is looked at then.
-        """
-        module = self._loaded.module
-        try:
-            return check_memory(graph, tensors, module, self._budget, cancelled=cancelled)
-        except ExecutionFailed:
-            twin = twin_of(module)
-            budget = memory_budget(twin.device) if self._budget is None else self._budget
-            return Guard(twin, 0, frozenset(range(len(graph.nodes))), budget, Watch(twin.device, budget))
+            if not self._model.restore():
+                self._control.fail(changed_weights(request))
 
     def _failed(self, lease: Lease, error: Exception, seconds: float) -> Outcome:
         logger.info("%s (%s) failed after %.3f s: %s", lease.id, lease.kind, seconds, error)
-        report = report_of(error)
-        if is_fatal(error):
-            self._control.fail(
-                ReplicaFailed("the GPU does not work any more after a failed request", where=lease.id, why=report.what)
-            )
+        report = Allowance(lease.result_bytes).cut(report_of(error))
+        if isinstance(error, ReplicaFailed):  # raised by one of several ranks
+            self._control.fail(error)
+        elif is_fatal(error):
+            self._control.fail(end_of_gpu(report, lease.id))
         return Outcome(id=lease.id, attempt=lease.attempt, error=report, seconds=seconds)
-
-
-def _read_frame(path: Path) -> memoryview:
-    data = read_if_there(path) if not path.exists() or path.stat().st_size <= MAX_FRAME else b""
-    if data is None:
-        raise NotFound("the request's bytes are not there", where=str(path), next="send it again")
-    if not data:
-        raise InvalidInput(f"the request has no bytes, or more than {MAX_FRAME}", where=str(path))
-    return memoryview(data)
-
-
-def _write(path: Path, result: bytes) -> None:
-    try:
-        write_atomically(path, result)
-    except OSError as error:
-        raise HpcError(
-            f"the result ({len(result)} bytes) could not be written",
-            where=str(path),
-            why=str(error),
-            next="free space there, or save less",
-        ) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.slurm.worker.link import Backoff, DaemonAddress, Link
 from nnsight_hpc.wire.errors import HpcError, NotFound
-from nnsight_hpc.wire.messages import Orders
+from nnsight_hpc.wire.workers import Orders
 
 if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.control import Control

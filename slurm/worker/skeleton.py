@@ -15,7 +15,7 @@ from nnsight_hpc.wire.skeleton import skeleton_files
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nnsight_hpc.wire.messages import PoolSpec
+    from nnsight_hpc.wire.pools import PoolSpec
 
 logger = logging.getLogger(__name__)
 

@@ -29,39 +29,40 @@ from nnsight_hpc.wire.messages import (
     ModelFile,
     ModelIdentity,
     PoolModel,
-    PoolSpec,
-    PoolStatus,
-    ReplicaStatus,
     RequestLog,
     RequestStatus,
-    Status,
     decode,
     encode,
 )
-from nnsight_hpc.wire.states import ReplicaState, RequestState
+from nnsight_hpc.wire.pools import Status
+from nnsight_hpc.wire.states import RequestState
+from tests.client.server_pools import PoolsServer, answer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Server:
+class Server(PoolsServer):
     """The daemon of `home`: it holds the lease, so that nobody starts another one.
 
-    `replicas` are the states a new replica goes through, one with each look at its pool. `truncate_at` breaks the
-    connection after so many bytes of a file, once; `files` overrides what a dataset's files contain.
+    `truncate_at` breaks the connection after so many bytes of a file, once; `replace` overrides what a dataset's files
+    contain. `small_results`: a result comes with the end of a request. `calls` are all calls, with their connections.
+    `waits_for` is what a new request waits for, until `hold` is set; `looks` counts how often one was looked at.
     """
 
     def __init__(self, home: Path, socket_path: Path, executor: str = "embedded") -> None:
+        super().__init__()
         self.home, self.socket_path, self.executor = home, socket_path, executor
-        self.pools: dict[str, PoolStatus] = {}
+        self.waits_for, self.user = "", "alice"
+        self.looks = 0
+        self.small_results = True
+        self.calls: list[tuple[str, Any]] = []
         self.requests: dict[str, RequestStatus] = {}
         self.said: dict[str, list[LogLine]] = {}
         self.model, self.model_files = ModelIdentity(id="org/model"), dict[str, bytes]()
         self.bodies: dict[str, bytes] = {}
         self.results: dict[str, bytes] = {}
         self.datasets: dict[str, Path] = {}
-        self.replicas: list[ReplicaStatus] = []
-        self.log = "the replica's log\n"
         self.truncate_at: int | None = None
         self.replace: dict[str, bytes] = {}
         self.served: list[tuple[str, str]] = []
@@ -81,7 +82,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(120)
         self._loop.close()
 
     def hello(self) -> Hello:
@@ -94,6 +95,7 @@ class Server:
             epoch=1,
             executor=self.executor,
             home=str(self.home),
+            user=self.user,
         )
 
     def _run(self) -> None:
@@ -101,17 +103,14 @@ class Server:
         self._loop.run_forever()
 
     async def _start(self) -> None:
-        app = web.Application(middlewares=[_errors], client_max_size=1 << 30)
+        app = web.Application(middlewares=[self._noted, _errors], client_max_size=1 << 30)
         for method, path, handler in [
             ("GET", "/v1/hello", self._hello),
             ("GET", "/v1/status", self._status),
-            ("PUT", "/v1/pools/{name}", self._put_pool),
-            ("GET", "/v1/pools/{name}", self._get_pool),
-            ("DELETE", "/v1/pools/{name}", self._delete_pool),
-            ("GET", "/v1/pools/{name}/log", self._pool_log),
             ("GET", "/v1/pools/{name}/model", self._model),
             ("GET", "/v1/pools/{name}/model/{file}", self._model_file),
             ("PUT", "/v1/requests/{id}", self._put_request),
+            ("POST", "/v1/requests/{id}", self._run_request),
             ("GET", "/v1/requests", self._list_requests),
             ("GET", "/v1/requests/{id}", self._get_request),
             ("DELETE", "/v1/requests/{id}", self._cancel_request),
@@ -126,6 +125,7 @@ class Server:
             ("GET", "/v1/log", self._daemon_log),
         ]:
             app.router.add_route(method, path, handler)
+        app.add_routes(self.routes())
         self._runner = web.AppRunner(app, shutdown_timeout=1)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket_path)).start()
@@ -135,47 +135,31 @@ class Server:
         )
         (self.home / "lease.json").write_bytes(encode(lease))
 
+    def hang_up(self) -> None:
+        """End all connections."""
+        for _, connection in self.calls:
+            self._loop.call_soon_threadsafe(connection.abort)
+
+    @web.middleware
+    async def _noted(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.calls.append((f"{request.method} {request.path}", request.transport))
+        return await handler(request)
+
     async def _hello(self, _request: web.Request) -> web.Response:
-        return _answer(self.hello())
+        return answer(self.hello())
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return _answer(
+        return answer(
             Status(hello=self.hello(), pools=tuple(self.pools.values()), requests=tuple(self.requests.values()))
         )
 
-    async def _put_pool(self, request: web.Request) -> web.Response:
-        spec = decode(await request.read(), PoolSpec)
-        before = self.pools.get(spec.name)
-        kept = before.replicas if before else ()
-        self.pools[spec.name] = PoolStatus(spec=spec, desired=spec.replicas, replicas=kept + tuple(self.replicas[:1]))
-        del self.replicas[:1]
-        return _answer(self.pools[spec.name])
-
-    async def _get_pool(self, request: web.Request) -> web.Response:
-        pool = self._pool(request)
-        if request.query.get("wait") and self.replicas:
-            current = self.replicas.pop(0)
-            others = tuple(one for one in pool.replicas if one.id != current.id)
-            pool = self.pools[pool.spec.name] = msgspec.structs.replace(pool, replicas=(*others, current))
-        return _answer(pool)
-
-    async def _delete_pool(self, request: web.Request) -> web.Response:
-        pool = self._pool(request)
-        ended = tuple(msgspec.structs.replace(one, state=ReplicaState.ENDED) for one in pool.replicas)
-        del self.pools[pool.spec.name]
-        return _answer(msgspec.structs.replace(pool, desired=0, replicas=ended))
-
-    async def _pool_log(self, request: web.Request) -> web.Response:
-        self._pool(request)
-        return web.Response(text=self.log)
-
     async def _model(self, request: web.Request) -> web.Response:
-        self._pool(request)
+        self.find_pool(request)
         files = [
             ModelFile(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
             for name, data in sorted(self.model_files.items())
         ]
-        return _answer(PoolModel(model=self.model, files=tuple(files)))
+        return answer(PoolModel(model=self.model, files=tuple(files)))
 
     async def _model_file(self, request: web.Request) -> web.Response:
         name = request.match_info["file"]
@@ -185,35 +169,50 @@ class Server:
     async def _put_request(self, request: web.Request) -> web.Response:
         name, body = request.match_info["id"], await request.read()
         self.bodies[name] = body
+        self.queries.append(dict(request.query))
         pool = request.query.get("pool", "smol")
         if pool not in self.pools:
             raise NotFound(f"there is no pool {pool!r}", why="there are: none")
-        self.requests[name] = RequestStatus(id=name, kind="run", pool=pool, state=RequestState.QUEUED, user="alice")
+        self.requests[name] = RequestStatus(
+            id=name, kind="run", pool=pool, state=RequestState.QUEUED, user="alice", waits_for=self.waits_for
+        )
         header, block = unpack(body)
-        self.results[name] = pack(b'{"values":{"echo":%d}}' % len(header), block)
-        return _answer(self.requests[name])
+        self.results[name] = pack(_RESULT % len(header), block)
+        return answer(self.requests[name])
 
-    async def _list_requests(self, _request: web.Request) -> web.Response:
-        return _answer(list(self.requests.values()))
+    async def _run_request(self, request: web.Request) -> web.Response:
+        """As `_put_request`, with what the first poll would say, and the result where that is its end."""
+        await self._put_request(request)
+        log = await self._log_of(request.match_info["id"], 0, float(request.query["wait"]))
+        result = self.results[log.status.id] if log.complete and self.small_results else b""
+        return web.Response(body=pack(encode(log), result))
+
+    async def _list_requests(self, request: web.Request) -> web.Response:
+        self.queries.append(dict(request.query))
+        return answer(list(self.requests.values()))
 
     async def _get_request(self, request: web.Request) -> web.Response:
         status = self._request(request)
+        self.looks += 1
         if float(request.query.get("wait", 0)) and not status.state.ended:
             await asyncio.sleep(0.05)
             if self.hold.is_set():
                 status = self.finish(status.id)
-        return _answer(status)
+        return answer(status)
 
     async def _request_log(self, request: web.Request) -> web.Response:
         """Two lines in each answer; a request that is waited for ends when all has been said."""
-        status, start = self._request(request), int(request.query["from"])
-        said = self.said.get(status.id, [])
+        name, query = self._request(request).id, request.query
+        return answer(await self._log_of(name, int(query["from"]), float(query["wait"])))
+
+    async def _log_of(self, name: str, start: int, wait: float) -> RequestLog:
+        status, said = self.requests[name], self.said.get(name, [])
         lines = said[start : start + 2]
-        if not lines and float(request.query["wait"]):
+        if not lines and wait:
             await asyncio.sleep(0.05)
             status = self.finish(status.id) if self.hold.is_set() and not status.state.ended else status
         complete = status.state.ended and start + len(lines) == len(said)
-        return _answer(RequestLog(status=status, lines=tuple(lines), next=start + len(lines), complete=complete))
+        return RequestLog(status=status, lines=tuple(lines), next=start + len(lines), complete=complete)
 
     def finish(self, name: str, state: RequestState = RequestState.COMPLETED, **changes: Any) -> RequestStatus:
         times = {state: time.time()}
@@ -221,7 +220,7 @@ class Server:
         return self.requests[name]
 
     async def _cancel_request(self, request: web.Request) -> web.Response:
-        return _answer(self.finish(self._request(request).id, RequestState.CANCELLED))
+        return answer(self.finish(self._request(request).id, RequestState.CANCELLED))
 
     async def _result(self, request: web.Request) -> web.Response:
         return web.Response(body=self.results[self._request(request).id], content_type="application/octet-stream")
@@ -244,13 +243,13 @@ class Server:
             ),
         )
         self.requests[status.id] = status
-        return _answer(status)
+        return answer(status)
 
     async def _list_datasets(self, _request: web.Request) -> web.Response:
-        return _answer([self._dataset(name) for name in self.datasets])
+        return answer([self._dataset(name) for name in self.datasets])
 
     async def _get_dataset(self, request: web.Request) -> web.Response:
-        return _answer(self._dataset(request.match_info["name"]))
+        return answer(self._dataset(request.match_info["name"]))
 
     async def _files(self, request: web.Request) -> web.Response:
         root = self.datasets[request.match_info["name"]]
@@ -263,7 +262,7 @@ class Server:
             )
             for path in paths
         ]
-        return _answer(files)
+        return answer(files)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = request.match_info["path"]
@@ -287,17 +286,10 @@ class Server:
 
     async def _stop(self, request: web.Request) -> web.Response:
         self.stopped.append(request.query_string)
-        return _answer({})
+        return answer({})
 
     async def _daemon_log(self, _request: web.Request) -> web.Response:
         return web.Response(text="the daemon's log\n")
-
-    def _pool(self, request: web.Request) -> PoolStatus:
-        if request.match_info["name"] not in self.pools:
-            raise NotFound(
-                f"there is no pool {request.match_info['name']!r}", why=f"there are: {', '.join(self.pools)}"
-            )
-        return self.pools[request.match_info["name"]]
 
     def _request(self, request: web.Request) -> RequestStatus:
         if request.match_info["id"] not in self.requests:
@@ -311,8 +303,7 @@ class Server:
         return DatasetStatus(name=name, path=str(self.datasets[name]), complete=request is None, request=request)
 
 
-def _answer(message: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(message), content_type="application/json")
+_RESULT = b'{"format":"nnsight-hpc/values","version":1,"values":{"echo":%d}}'
 
 
 @web.middleware

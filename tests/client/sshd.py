@@ -61,9 +61,14 @@ class Sshd:
             else:
                 return self
 
+    @property
+    def pid(self) -> int:
+        """The process that listens."""
+        return self._process.pid
+
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(120)
 
     def write_known_hosts(self, name: str, key: str, *, prefix: str = "") -> Path:
         """A known_hosts file that has `key` as this host's."""

@@ -16,6 +16,7 @@ import pytest
 
 from nnsight_hpc.wire.errors import ErrorReport
 from nnsight_hpc.wire.messages import PROTOCOL, Hello, LeaseRecord, decode, encode
+from tests.rest import shares_at_rest
 
 SIZE = 64 << 20
 
@@ -96,7 +97,7 @@ def test_64_mib_cross_both_ways_unchanged_and_the_end_is_passed_on(echo, bridge)
 
     threading.Thread(target=send, daemon=True).start()
     assert process.stdout.read() == sent
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_the_daemon_hanging_up_ends_the_bridge(echo, bridge):
@@ -106,7 +107,7 @@ def test_the_daemon_hanging_up_ends_the_bridge(echo, bridge):
     process.stdout.readline()
     process.stdin.write(b"x")
     process.stdin.flush()
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_the_reader_going_ends_the_bridge_although_nobody_talks(echo, bridge):
@@ -114,7 +115,7 @@ def test_the_reader_going_ends_the_bridge_although_nobody_talks(echo, bridge):
     process = bridge()
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_an_idle_bridge_uses_no_cpu(echo, bridge):
@@ -122,16 +123,13 @@ def test_an_idle_bridge_uses_no_cpu(echo, bridge):
     process = bridge()
     process.stdout.readline()
     time.sleep(0.3)
-    before = psutil.Process(process.pid).cpu_times()
-    time.sleep(1)
-    after = psutil.Process(process.pid).cpu_times()
-    assert (after.user + after.system) - (before.user + before.system) <= 0.01
+    assert shares_at_rest([psutil.Process(process.pid)], 0.01, 2)[0] <= 0.01
 
 
 def test_without_a_daemon_the_error_is_the_first_line(base, bridge):
     """The other side reads it in place of the hello, and the exit code is the error's."""
     process = bridge("--no-start")
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=120)
     report = msgspec.json.decode(output, type=ErrorReport)
     assert (report.kind, process.returncode) == ("NotFound", 4)
     assert "no daemon runs" in report.what

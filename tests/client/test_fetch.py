@@ -8,7 +8,7 @@ import pytest
 
 from nnsight_hpc.client.fetch import fetch
 from nnsight_hpc.client.session import connect
-from nnsight_hpc.storage import ActivationDataset
+from nnsight_hpc.storage import ActivationDataset, convert_dataset
 from nnsight_hpc.wire.errors import Conflict, CorruptData, InvalidInput, NotFound
 from nnsight_hpc.wire.messages import DatasetFile
 
@@ -39,6 +39,15 @@ def test_a_copy_is_byte_for_byte_the_dataset(client, dataset, base):
         ActivationDataset(path)["model.layers.2.output"][:] == ActivationDataset(dataset)["model.layers.2.output"][:]
     ).all()
     assert not (base / "acts.zarr.partial").exists()
+
+
+def test_a_copy_of_hdf5_is_that_too(client, server, dataset, base):
+    """Its folder has the ending of its format."""
+    server.datasets["acts"] = dataset.with_suffix(".hdf5")
+    convert_dataset(dataset, server.datasets["acts"], lambda done, total: None)
+    path = fetch(client, "acts", base)
+    assert path == base / "acts.hdf5"
+    assert content(path) == content(server.datasets["acts"])
 
 
 def test_the_roots_metadata_comes_last(client, server, dataset, base):

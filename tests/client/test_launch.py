@@ -63,7 +63,7 @@ def test_a_killed_daemon_is_followed_by_another(base, stopping):
     first = running(places("embedded"))[1]
     killed = psutil.Process(first.pid)
     killed.kill()
-    killed.wait(10)
+    killed.wait(120)
     ensure_daemon("embedded")
     assert running(places("embedded"))[1].epoch > first.epoch
 

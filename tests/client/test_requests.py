@@ -36,7 +36,7 @@ def test_wait_ends_at_its_time_or_with_the_request(server, request_here):
     """A timeout is no error: the status says that the request still runs; without one, it waits for the end."""
     begun = time.monotonic()
     assert request_here.wait(0.3).state == RequestState.RUNNING
-    assert 0.3 <= time.monotonic() - begun < 3
+    assert 0.3 <= time.monotonic() - begun < 20
     server.hold.set()
     assert request_here.wait().state == RequestState.COMPLETED
 

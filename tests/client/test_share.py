@@ -12,10 +12,9 @@ import time
 import pytest
 
 from nnsight_hpc.client import config
-from nnsight_hpc.client.connection_share import sharing_process
 from nnsight_hpc.client.launch import wait_until_gone
 from nnsight_hpc.client.session import connect
-from nnsight_hpc.client.share_socket import share_socket
+from nnsight_hpc.client.share_socket import share_socket, sharing_process
 from nnsight_hpc.wire.messages import Hello
 
 PROGRAM = [sys.executable, "-m", "nnsight_hpc.client", "-c", "uni"]
@@ -66,7 +65,7 @@ def test_in_the_foreground_ctrl_c_ends_it(profile, sshd, slurm_server):
     process = subprocess.Popen([*PROGRAM, "connect"], stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     assert process.stderr.readline().startswith("Connected to uni")
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=120)
     assert (process.returncode, rest.strip()) == (130, "")
     assert not share_socket(profile).exists()
 

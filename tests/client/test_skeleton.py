@@ -6,7 +6,8 @@ import pytest
 
 from nnsight_hpc.client.skeleton import pool_skeleton
 from nnsight_hpc.wire.errors import CorruptData, InvalidInput, NotFound
-from nnsight_hpc.wire.messages import ModelIdentity, PoolSpec, PoolStatus
+from nnsight_hpc.wire.messages import ModelIdentity
+from nnsight_hpc.wire.pools import PoolSpec, PoolStatus
 
 IDENTITY = ModelIdentity(id="org/model", fingerprint="f" * 32)
 

@@ -237,8 +237,12 @@ class Cluster:
         done = self.run("login", ["sinfo", "--noheader", "-N", "-o", "%N %T"], user="root")
         return dict(line.split() for line in done.stdout.splitlines())
 
-    def wait_idle(self, timeout: float = 30.0) -> None:
-        """Wait until every node is idle.
+    def wait_idle(self, timeout: float = 120.0) -> None:
+        """Wait until every node is idle; `Unreachable` as of `wait_states`."""
+        self.wait_states({"idle"}, timeout)
+
+    def wait_states(self, states: set[str], timeout: float) -> None:
+        """Wait until every node is in one of `states`.
 
         Raises
         ------
@@ -246,15 +250,15 @@ class Cluster:
             One is not after `timeout` seconds; shows the ends of the logs.
         """
 
-        def idle() -> bool:
+        def reached() -> bool:
             with suppress(subprocess.CalledProcessError):  # slurmctld does not answer yet
-                states = self.sinfo()
-                return set(states) == _COMPUTE_NAMES and set(states.values()) == {"idle"}
+                found = self.sinfo()
+                return set(found) == _COMPUTE_NAMES and set(found.values()) <= states
             return False
 
-        self._wait(idle, "a node of the test cluster is not idle", timeout)
+        self._wait(reached, f"a node of the test cluster is not {' or '.join(sorted(states))}", timeout)
 
-    def cancel_all_jobs(self, timeout: float = 30.0) -> None:
+    def cancel_all_jobs(self, timeout: float = 120.0) -> None:
         """Cancel every user's jobs, and wait until they are gone from the nodes."""
 
         def jobs() -> list[str]:
@@ -276,11 +280,19 @@ class Cluster:
         self._boot(HOSTS[host])
         self._start_services(host)
 
+    def cut_off(self, host: str) -> None:
+        """Pull a host's network cable; what runs on it runs on, and still sees the shared files."""
+        network.cut_off(self._host(host))
+
+    def join(self, host: str) -> None:
+        """Plug the cable of a host in again."""
+        network.join(self._host(host))
+
     def stop_service(self, host: str, service: str) -> None:
         """Kill a daemon (munged, sshd, slurmctld, slurmd) of a host; what it has started lives on."""
         pid = self._daemons.pop((host, service))
         self.run(host, ["kill", "-KILL", str(pid)], user="root")
-        self._wait(lambda: not self._host(host).runs(pid), f"{service} on {host} does not end", 10)
+        self._wait(lambda: not self._host(host).runs(pid), f"{service} on {host} does not end", 120)
 
     def start_service(self, host: str, service: str) -> None:
         """Start a daemon of a host, and wait until it answers.
@@ -299,7 +311,7 @@ class Cluster:
                 raise self._failure(f"{service} on {host} ended")
             return daemon.ready(self._host(host))
 
-        self._wait(answers, f"{service} on {host} does not answer", 10)
+        self._wait(answers, f"{service} on {host} does not answer", 120)
 
     def log(self, host: str, service: str) -> str:
         """What a daemon has written so far."""

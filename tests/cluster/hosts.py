@@ -103,7 +103,7 @@ class Host:
             child.wait()  # process 1 cannot go while a process of its namespace is not reaped
         self.init.end()
         if self.keeper is not None:
-            self.keeper.communicate(timeout=10)
+            self.keeper.communicate(timeout=120)
 
 
 def boot(furnishing: Furnishing, log: IO[str], environment: Mapping[str, str]) -> Host:

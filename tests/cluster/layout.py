@@ -27,6 +27,8 @@ class HostSpec:
 
 LAPTOP = HostSpec("laptop", outside="10.78.0.1")
 LOGINS = (HostSpec("login", "10.77.0.10", "10.78.0.10"), HostSpec("login2", "10.77.0.20", "10.78.0.20"))
+LOGIN = "login.uni"
+"""The name by which the laptop's hosts file, as a site's DNS, gives the addresses of all login nodes."""
 COMPUTE = (HostSpec("n1", "10.77.0.11"), HostSpec("n2", "10.77.0.12"))
 HOSTS = {spec.name: spec for spec in (LAPTOP, *LOGINS, *COMPUTE)}
 SWITCH = HostSpec("switch")

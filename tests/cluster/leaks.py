@@ -98,7 +98,7 @@ class Session:
         ours = any(mark in path for mark in (self.identifier, *self.marks))
         return path.startswith(f"{self.temporary.parent}/") and not ours
 
-    def leaks(self, before: Snapshot, timeout: float = 5.0) -> list[str]:
+    def leaks(self, before: Snapshot, timeout: float = 60.0) -> list[str]:
         """What is there that was not `before`; what is about to end gets `timeout` seconds for it."""
         end = time.monotonic() + timeout
         while (left := difference(before, self.snapshot())) and time.monotonic() < end:

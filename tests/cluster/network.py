@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .layout import HOSTS
+
 if TYPE_CHECKING:
     from .hosts import Host
     from .layout import HostSpec
@@ -35,6 +37,19 @@ def plug_in(switch: Host, host: Host, spec: HostSpec) -> None:
                 f"addr add {address}/24 dev {bridge}\n"
                 f"link set {bridge} up\n"
             )
+
+
+def cut_off(host: Host) -> None:
+    _set_cables(host, "down")
+
+
+def join(host: Host) -> None:
+    _set_cables(host, "up")
+
+
+def _set_cables(host: Host, state: str) -> None:
+    bridges = [bridge for bridge in _BRIDGES if getattr(HOSTS[host.name], bridge)]
+    host.network_commands("".join(f"link set {bridge} {state}\n" for bridge in bridges))
 
 
 def _hardware_address(address: str) -> str:

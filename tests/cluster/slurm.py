@@ -15,6 +15,8 @@ CONTROLLER = LOGINS[0]
 CONTROLLER_PORT = 6817
 NODE_PORT = 6818
 MUNGE_SOCKET = "/run/munge/munge.socket.2"
+SCAVENGE = "scavenge"
+"""The partition of all nodes whose jobs give way to those of the other one."""
 _NODE = "Sockets=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=8000"
 
 
@@ -26,7 +28,9 @@ def write_config(folders: Folders, overrides: Mapping[str, str]) -> None:
     lines = [f"{name}={value}" for name, value in settings.items()]
     lines += [f"NodeName={n.name} NodeAddr={n.inside} {_NODE} Gres=gpu:{GPUS_PER_NODE}" for n in COMPUTE]
     nodes = ",".join(n.name for n in COMPUTE)
-    lines.append(f"PartitionName=gpu Nodes={nodes} Default=YES MaxTime=1-00:00:00 State=UP")
+    common = f"Nodes={nodes} MaxTime=1-00:00:00 State=UP"
+    lines.append(f"PartitionName=gpu Default=YES PriorityTier=2 PreemptMode=OFF {common}")
+    lines.append(f"PartitionName={SCAVENGE} PriorityTier=1 PreemptMode=REQUEUE {common}")
     write_text(etc / "slurm.conf", "\n".join(lines) + "\n")
     write_text(etc / "gres.conf", f"NodeName={nodes} Name=gpu File={folders.spool}/gpu[0-{GPUS_PER_NODE - 1}]\n")
     # Hosts have an empty /sys/fs/cgroup: slurmd insists on one, but nothing configured here uses it.
@@ -55,6 +59,8 @@ def _settings(folders: Folders) -> dict[str, str]:
         "SelectTypeParameters": "CR_Core",
         "MpiDefault": "pmix",
         "ReturnToService": "2",
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",  # where a job forbids it, it is ended
         "SchedulerParameters": "sched_interval=2,bf_interval=5",
         "KillWait": "5",
         "InactiveLimit": "0",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .layout import HOSTS, LAB_GID, LOGINS, USERS, Folders, make_folder, write_text
+from .layout import HOSTS, LAB_GID, LOGIN, LOGINS, USERS, Folders, make_folder, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +37,7 @@ def write_accounts(folders: Folders) -> None:
         folders.etc / "hosts", ["127.0.0.1 localhost", *(f"{h.inside} {h.name}" for h in HOSTS.values() if h.inside)]
     )
     _write_lines(
-        folders.etc / "hosts.laptop", ["127.0.0.1 localhost laptop", *(f"{h.outside} {h.name}" for h in LOGINS)]
+        folders.etc / "hosts.laptop", ["127.0.0.1 localhost laptop", *(f"{h.outside} {h.name} {LOGIN}" for h in LOGINS)]
     )
 
 
@@ -64,13 +64,13 @@ def create_keys(folders: Folders) -> None:
 
 
 def create_laptop_home(folders: Folders) -> None:
-    """Give the laptop the key of alice, and the host keys of the login nodes, by name and by address."""
+    """Give the laptop the key of alice, and the host keys of the login nodes, by name, common name and address."""
     ssh = folders.laptop_home / ".ssh"
     make_folder(ssh, mode=0o700)
     make_folder(folders.laptop_home / "tmp", mode=0o700)
     write_text(ssh / "id_ed25519", (folders.keys / "alice").read_text(), mode=0o600)
     write_text(ssh / "id_ed25519.pub", _public_key(folders.keys / "alice"))
-    known = (f"{h.name},{h.outside} {_public_key(host_key(folders, h.name))}" for h in LOGINS)
+    known = (f"{h.name},{h.outside},{LOGIN} {_public_key(host_key(folders, h.name))}" for h in LOGINS)
     write_text(ssh / "known_hosts", "".join(known), mode=0o600)
 
 

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,28 +19,14 @@ from safetensors.numpy import save
 
 from nnsight_hpc.daemon.certificate import SERVER_NAME
 from nnsight_hpc.graph import capture_graph
-from nnsight_hpc.wire.errors import HpcError, Unreachable
+from nnsight_hpc.wire.errors import ErrorReport, HpcError, Unreachable, from_report
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.http import HttpClient
-from nnsight_hpc.wire.messages import (
-    DumpSpec,
-    Hello,
-    Lease,
-    LeaseRecord,
-    ModelIdentity,
-    Orders,
-    Outcome,
-    PoolSpec,
-    PoolStatus,
-    RequestStatus,
-    WorkerHello,
-    WorkerReport,
-    WorkerWelcome,
-    decode,
-    encode,
-)
+from nnsight_hpc.wire.messages import DumpSpec, Hello, LeaseRecord, ModelIdentity, RequestStatus, decode, encode
 from nnsight_hpc.wire.places import Places, places_at
+from nnsight_hpc.wire.pools import PoolStatus, ReplicaStatus
 from nnsight_hpc.wire.states import ReplicaState
+from nnsight_hpc.wire.workers import Begun, Lease, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
 
 HERE = Path(__file__).parent
 
@@ -59,9 +46,16 @@ class DaemonProcess:
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        for process in psutil.process_iter(["cmdline"]):
-            if str(self._base) in " ".join(process.info["cmdline"] or []):
+        doomed = [p for p in psutil.process_iter(["cmdline", "cwd"]) if self._is_ours(p)]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(doomed, timeout=120)  # what they write comes before their folder is removed
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Whether it is a job's script, or what that runs."""
+        places = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
+        return any(str(self._base) in place for place in places)
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """One more process for the same home, whether or not another has the lease."""
@@ -79,7 +73,7 @@ class DaemonProcess:
 
     def start(self) -> Self:
         self.process = self.spawn()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while True:
             try:
                 if self.people().get("/v1/hello", Hello, timeout=5).pid == self.process.pid:
@@ -98,7 +92,7 @@ class DaemonProcess:
     def stop(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(120)
 
     def log(self) -> str:
         return self.places.log.read_text()
@@ -134,14 +128,16 @@ class DaemonProcess:
         }
         return HttpClient(connect, peer="the daemon", headers=headers)
 
-    def up(self, name: str = "smol", **fields: Any) -> PoolStatus:
-        spec = PoolSpec(name=name, model="org/model", **fields)
-        return self.people().put(f"/v1/pools/{name}", spec, PoolStatus)
+    def up(self, name: str = "smol", **given: Any) -> PoolStatus:
+        return self.people().put(f"/v1/pools/{name}", {"model": "org/model", **given}, PoolStatus)
+
+    def newest(self, pool: str = "smol") -> ReplicaStatus:
+        """The pool's newest replica."""
+        return self.people().get(f"/v1/pools/{pool}", PoolStatus).replicas[-1]
 
     def worker(self, pool: str = "smol") -> Worker:
         """A worker of the pool's newest replica that is ready."""
-        replica = self.people().get(f"/v1/pools/{pool}", PoolStatus).replicas[-1]
-        worker = Worker(self, replica.id)
+        worker = Worker(self, self.newest(pool).id)
         worker.register()
         worker.report(ReplicaState.READY)
         return worker
@@ -167,17 +163,26 @@ class Worker:
         return self.post("/w1/report", WorkerReport(replica=self.replica, state=state, **fields), Orders)
 
     def lease(self, wait: float = 5) -> Lease | None:
-        return self.post(f"/w1/lease?replica={self.replica}&wait={wait}", None, Lease | None)
+        leases = self.leases(wait)
+        return leases[0] if leases else None
+
+    def leases(self, wait: float = 5, **limits: int) -> list[Lease]:
+        """Several that may share a forward, within `limits` (`most`, `tokens`)."""
+        given = "".join(f"&{name}={limit}" for name, limit in limits.items())
+        return self.post(f"/w1/lease?replica={self.replica}&wait={wait}{given}", None, list[Lease])
 
     def started(self, lease: Lease) -> None:
-        self.post(f"/w1/started?replica={self.replica}&id={lease.id}&attempt={lease.attempt}")
+        self.post(f"/w1/started?replica={self.replica}", [Begun(id=lease.id, attempt=lease.attempt)])
 
     def finish(self, lease: Lease, result: bytes = b"result") -> None:
         Path(lease.result).write_bytes(result)
         self.outcome(Outcome(id=lease.id, attempt=lease.attempt, result_bytes=len(result)))
 
     def outcome(self, outcome: Outcome) -> None:
-        self.post(f"/w1/outcome?replica={self.replica}", outcome)
+        """Say how one request ended; raises the daemon's error where it does not count."""
+        [refused] = self.post(f"/w1/outcomes?replica={self.replica}", [outcome], list[ErrorReport | None])
+        if refused is not None:
+            raise from_report(refused)
 
 
 def run_frame(fingerprint: str = "", model: str = "org/model", *, without: str = "") -> bytes:
@@ -196,7 +201,7 @@ def send(http: HttpClient, request: str, pool: str = "smol", frame: bytes | None
     return http.put(f"/v1/requests/{request}?pool={pool}", frame or run_frame(), RequestStatus)
 
 
-def wait_for(condition: Any, seconds: float = 15.0) -> Any:
+def wait_for(condition: Any, seconds: float = 120.0) -> Any:
     """What `condition` gives once it is true; it may raise our own errors until then."""
     until = time.monotonic() + seconds
     while True:

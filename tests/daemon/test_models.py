@@ -9,8 +9,9 @@ import pytest
 
 from nnsight_hpc.wire import skeleton
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
-from nnsight_hpc.wire.messages import ModelIdentity, PoolModel, PoolSpec, PoolStatus
+from nnsight_hpc.wire.messages import ModelIdentity, PoolModel
 from nnsight_hpc.wire.names import new_request_id
+from nnsight_hpc.wire.pools import PoolSpec, PoolStatus
 from nnsight_hpc.wire.states import ReplicaState
 from tests.daemon.process import Worker
 

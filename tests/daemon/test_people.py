@@ -26,20 +26,12 @@ from nnsight_hpc.wire.errors import (
     RequestCancelled,
 )
 from nnsight_hpc.wire.frames import pack
-from nnsight_hpc.wire.messages import (
-    DatasetFile,
-    DatasetStatus,
-    DumpProgress,
-    Hello,
-    ModelIdentity,
-    Outcome,
-    PoolStatus,
-    RequestStatus,
-    Status,
-)
+from nnsight_hpc.wire.messages import DatasetFile, DatasetStatus, DumpProgress, Hello, ModelIdentity, RequestStatus
 from nnsight_hpc.wire.names import new_request_id
+from nnsight_hpc.wire.pools import PoolStatus
 from nnsight_hpc.wire.states import ReplicaState, RequestState
-from tests.daemon.process import dump_frame, run_frame, send, wait_for
+from nnsight_hpc.wire.workers import Outcome
+from tests.daemon.process import dump_frame, run_frame, send
 
 
 def test_hello_names_the_user_whom_the_kernel_names(daemon):
@@ -211,12 +203,20 @@ def test_a_bad_request_is_refused_and_leaves_nothing(daemon, worker, frame, erro
         ("POST", "/v1/hello", None, InvalidInput),
         ("GET", "/v1/requests/r-zzzzzzzzzzzz", None, NotFound),
         ("PUT", "/v1/requests/nonsense?pool=smol", b"", InvalidInput),
+        ("PUT", "/v1/requests/r-zzzzzzzzzzzz?pool=smol&digest=ab", b"", InvalidInput),
         ("GET", "/v1/pools/smol?wait=soon", None, InvalidInput),
         ("GET", "/v1/pools/smol/log?replica=../../secret", None, NotFound),
         ("PUT", "/v1/pools/a%2Fb", b'{"name":"a/b","model":"m"}', InvalidInput),
         ("PUT", "/v1/pools/x", b'{"name":"x","model":"m","colour":1}', InvalidInput),
         ("PUT", "/v1/pools/x", b'{"name":"y","model":"m","nodes":0}', InvalidInput),
-        ("PUT", "/v1/pools/x", b'{"name":"x","model":"m","nodes":2}', InvalidInput),
+        ("PUT", "/v1/pools/x", b'{"name":"x","model":"m","nodes":2,"tp":1}', InvalidInput),
+        ("PUT", "/v1/pools/x", b'{"name":"x","model":"m","tp":3,"gpus_per_node":2}', InvalidInput),
+        ("PUT", "/v1/pools/x", b'["model"]', InvalidInput),
+        ("PUT", "/v1/pools/x", b"{}", InvalidInput),
+        ("POST", "/v1/pools/x/plan", b'{"model":"m","nodes":"two"}', InvalidInput),
+        ("POST", "/v1/pools/none/resume", None, NotFound),
+        ("GET", "/v1/pools/smol/log?rank=1", None, NotFound),
+        ("GET", "/v1/pools/none/log", None, NotFound),
         ("GET", "/v1/datasets/..%2f..", None, InvalidInput),
         ("GET", "/v1/datasets/none", None, NotFound),
     ],
@@ -227,13 +227,12 @@ def test_bad_calls_get_reports(daemon, method, path, body, error):
         daemon.people().call(method, path, body)
 
 
-def test_a_pool_that_its_executor_refuses_is_held_with_the_reason_and_can_be_removed(daemon):
-    """What the executor says about a wrong specification reaches the user at once; DELETE forgets the pool."""
-    with pytest.raises(InvalidInput, match="2 x 1 tasks"):
-        daemon.up("wide", nodes=2)
-    assert daemon.people().get("/v1/pools/wide", PoolStatus).held.kind == "InvalidInput"
-    daemon.people().call("DELETE", "/v1/pools/wide")
-    wait_for(lambda: "wide" not in {p.spec.name for p in daemon.people().get("/v1/status", Status).pools})
+def test_a_pool_that_its_executor_refuses_is_not_made(daemon):
+    """What the executor says about a wrong specification reaches the user at once, and no pool stays behind."""
+    with pytest.raises(InvalidInput, match="asks for 2 nodes"):
+        daemon.up("wide", nodes=2, tp=2)
+    with pytest.raises(NotFound, match="no pool wide"):
+        daemon.people().get("/v1/pools/wide", PoolStatus)
 
 
 def test_too_many_queued_requests_are_refused(daemon_with):
@@ -359,9 +358,10 @@ def test_a_datasets_files_are_served_by_range_and_nothing_beside_them(daemon):
 
 
 def test_the_daemon_loads_no_torch_and_is_small(daemon):
-    """Torch is in no module table, and the resident memory stays under 150 MB."""
+    """An import of it has no torch, its process maps no library of torch, and resident memory stays under 150 MB."""
     program = "import sys, nnsight_hpc.daemon.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert "libtorch" not in Path(f"/proc/{daemon.process.pid}/maps").read_text()
     assert psutil.Process(daemon.process.pid).memory_info().rss < 150e6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -12,10 +13,13 @@ import psutil
 import pytest
 
 from nnsight_hpc.wire.errors import HpcError, Unreachable
-from nnsight_hpc.wire.messages import PoolStatus, RequestStatus, Status
+from nnsight_hpc.wire.messages import RequestStatus
 from nnsight_hpc.wire.names import new_request_id
+from nnsight_hpc.wire.pools import PoolStatus, Status
 from nnsight_hpc.wire.states import ReplicaState, RequestState
 from tests.daemon.process import run_frame, send, wait_for
+from tests.daemon.traffic import Traffic, check
+from tests.rest import shares_at_rest
 
 
 def test_a_request_is_on_disk_before_it_is_acknowledged(daemon_with):
@@ -32,34 +36,27 @@ def test_a_request_is_on_disk_before_it_is_acknowledged(daemon_with):
 
 
 @pytest.mark.slow
-def test_nothing_acknowledged_is_lost_by_kills_at_random_moments(daemon_with):
-    """A client that sends without pause while the daemon is killed three times finds all that was acknowledged."""
-    daemon = daemon_with()
-    daemon.up()
-    acknowledged, running = [], threading.Event()
-    running.set()
-
-    def client() -> None:
-        http = daemon.people()
-        while running.is_set():
-            name = new_request_id()
-            try:
-                send(http, name)
-                acknowledged.append(name)
-            except (HpcError, OSError):
-                time.sleep(0.01)
-
-    thread = threading.Thread(target=client)
-    thread.start()
-    for pause in (0.11, 0.17, 0.31):
-        time.sleep(pause)
-        daemon.kill()
-        daemon.start()
-    running.clear()
-    thread.join()
-    known = {r.id for r in daemon.people().get("/v1/status", Status).requests}
-    assert len(acknowledged) > 10
-    assert set(acknowledged) <= known
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(3000)])])
+def test_nothing_acknowledged_is_lost_or_done_twice_by_kills_at_random_moments(daemon_with, kills):
+    """Two clients send and cancel, two workers finish, and the daemon is killed while it serves or while it starts."""
+    seed = int(os.environ.get("NNSIGHT_HPC_TEST_SEED", time.time_ns() % 2**32))
+    print(f"NNSIGHT_HPC_TEST_SEED={seed}")
+    moments, in_flight = random.Random(seed), 0
+    daemon = daemon_with(silence=5.0)
+    with Traffic(daemon, seed) as traffic:
+        for _ in range(kills):
+            time.sleep(moments.random() * 0.4)
+            in_flight += any(traffic.held.values())
+            daemon.kill()
+            if moments.random() < 0.2:
+                daemon.process = daemon.spawn()
+                time.sleep(moments.random())
+                daemon.kill()
+            daemon.start()
+        check(traffic, daemon.people())
+    print(f"{len(traffic.acknowledged)} acknowledged, {len(traffic.cancelled)} cancelled, {in_flight} kills in flight")
+    assert len(traffic.acknowledged) > kills
+    assert in_flight > kills / 2
 
 
 def test_replicas_outlive_the_daemon_and_their_results_arrive(daemon_with):
@@ -91,18 +88,18 @@ def test_replicas_outlive_the_daemon_and_their_results_arrive(daemon_with):
 
 def test_a_request_whose_worker_is_silent_is_queued_again(daemon_with):
     """After the configured silence another lease has the next attempt, and the old outcome does not count any more."""
-    daemon = daemon_with(silence=1.0)
+    daemon = daemon_with(silence=2.0)
     daemon.up()
     worker, name = daemon.worker(), new_request_id()
     send(daemon.people(), name)
     first = worker.lease()
     worker.started(first)
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 3
     while time.monotonic() < until:  # as long as the worker names it, it stays
         worker.report(ReplicaState.BUSY, running=(name,))
         time.sleep(0.1)
     assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).state == RequestState.RUNNING
-    status = daemon.people().get(f"/v1/requests/{name}?wait=5&seen=RUNNING", RequestStatus)
+    status = daemon.people().get(f"/v1/requests/{name}?wait=20&seen=RUNNING", RequestStatus)
     assert (status.state, "attempt 1" in status.note) == (RequestState.QUEUED, True)
     second = worker.lease()
     assert (second.attempt, second.result) == (2, str(daemon.places.requests / f"{name}.2.result"))
@@ -111,6 +108,20 @@ def test_a_request_whose_worker_is_silent_is_queued_again(daemon_with):
     worker.finish(second, b"of the second")
     assert daemon.people().call("GET", f"/v1/requests/{name}/result") == b"of the second"
     assert not Path(first.result).exists()
+
+
+def test_a_daemon_that_was_stopped_blames_no_worker_for_its_silence(daemon_with):
+    """Nobody could be heard meanwhile: what ran goes on running."""
+    daemon = daemon_with(silence=2.0)
+    daemon.up()
+    worker, name = daemon.worker(), new_request_id()
+    send(daemon.people(), name)
+    worker.started(worker.lease())
+    daemon.process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    daemon.process.send_signal(signal.SIGCONT)
+    status = daemon.people().get(f"/v1/requests/{name}?wait=1&seen=RUNNING", RequestStatus)
+    assert status.state == RequestState.RUNNING
 
 
 def test_a_request_that_loses_every_worker_fails_with_the_reason(daemon_with):
@@ -157,7 +168,7 @@ def test_a_clean_stop_leaves_neither_socket_nor_lease(daemon_with):
     time.sleep(0.2)
     begun = time.monotonic()
     assert daemon.stop() == 0
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 15
     poll.join()
     assert not Path(before.socket).exists()
     assert not daemon.places.lease.exists()
@@ -177,7 +188,7 @@ def test_stop_with_workers_ends_every_job(daemon_with):
     name = new_request_id()
     send(daemon.people(), name)
     assert daemon.people().call("POST", "/v1/stop?workers=1") == b"{}"
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(120) == 0
     assert [psutil.pid_exists(int(r.job_id.split(":")[0])) for r in replicas] == [False, False]
     daemon.start()
     assert daemon.people().get("/v1/status", Status).pools == ()
@@ -186,17 +197,14 @@ def test_stop_with_workers_ends_every_job(daemon_with):
 
 @pytest.mark.slow
 def test_an_idle_daemon_uses_no_processor(daemon_with):
-    """With a pool and workers that wait, it takes under 1 % of a core over ten seconds."""
+    """With a pool and workers that wait, it takes under 1 % of a core."""
     daemon = daemon_with()
     daemon.up()
     worker = daemon.worker()
-    poll = threading.Thread(target=lambda: worker.lease(wait=12))
+    poll = threading.Thread(target=lambda: worker.lease(wait=30))
     poll.start()
     time.sleep(1)
     process = psutil.Process(daemon.process.pid)
-    before = process.cpu_times()
-    time.sleep(10)
-    after = process.cpu_times()
-    assert (after.user + after.system) - (before.user + before.system) < 0.1
+    assert shares_at_rest([process], 0.01)[0] < 0.01
     os.kill(daemon.process.pid, signal.SIGTERM)
     poll.join()

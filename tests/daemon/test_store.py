@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.logs import last_lines
-from nnsight_hpc.daemon.pools import advance
+from nnsight_hpc.daemon.records import Pool, Replica, advance
 from nnsight_hpc.daemon.store import MIGRATIONS, Store, connect, take_over
 from nnsight_hpc.wire.errors import Conflict, CorruptData, HpcError, Incompatible, Unreachable
+from nnsight_hpc.wire.messages import decode, encode
 from nnsight_hpc.wire.places import places_at
+from nnsight_hpc.wire.pools import PoolSpec, ReplicaStatus
 from nnsight_hpc.wire.states import REPLICA_MOVES, ReplicaState
 
 
@@ -71,6 +74,66 @@ def test_a_newer_schema_and_a_damaged_file_are_refused(tmp_path):
     with pytest.raises(CorruptData):
         take_over(places, 2)
     assert not places.database(2).exists()
+
+
+def _home_of_version(places, version: int, *statements: tuple[str, tuple[object, ...]]):
+    with sqlite3.connect(places.database(1)) as connection:
+        for migration in MIGRATIONS[:version]:
+            for statement in migration:
+                connection.execute(statement)
+        for statement, values in statements:
+            connection.execute(statement, values)
+        connection.execute(f"PRAGMA user_version = {version}")
+
+
+def test_pools_of_an_earlier_version_are_taken_over(tmp_path):
+    """What was so many tasks on each of so many nodes is their product in ranks."""
+    places = places_at(tmp_path)
+    body = encode(Pool(PoolSpec(name="p", model="m", nodes=2), desired=1)).replace(b'"tp":1', b'"tasks_per_node":3')
+    _home_of_version(places, 1, ("INSERT INTO pools VALUES ('p', ?)", (body,)))
+    with connect(take_over(places, 2)) as connection:
+        [(found,)] = connection.execute("SELECT body FROM pools").fetchall()
+    assert Pool(PoolSpec(name="p", model="m", nodes=2, tp=6), desired=1) == decode(found, Pool)
+
+
+def test_a_home_without_stories_and_causes_is_taken_over(tmp_path):
+    """Of which no replica was wanted goes down; ends in words become ends without a cause; requests need nothing known."""
+    places, spec = places_at(tmp_path), PoolSpec(name="p", model="m")
+    replica = Replica(ReplicaStatus(id="p-1", pool="p", state=ReplicaState.ENDED), spec)
+    old_replica = encode(replica).replace(b'{"status"', b'{"cause":"failed: CUDA error","status"')
+    columns = "id, kind, pool, state, user, times, fingerprint, dataset, dump"
+    request = ("r-abcdefgh2345", "run", "p", "QUEUED", "u", '{"QUEUED":1.5}', "", "", b"")
+    _home_of_version(
+        places,
+        2,
+        *[("INSERT INTO pools VALUES (?, ?)", (str(wish), encode(Pool(spec, desired=wish)))) for wish in (0, 2)],
+        ("INSERT INTO replicas VALUES ('p-1', ?)", (old_replica,)),
+        (f"INSERT INTO requests ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", request),
+    )
+    with connect(take_over(places, 2)) as connection:
+        pools = [decode(body, Pool) for (body,) in connection.execute("SELECT body FROM pools ORDER BY name")]
+        [(body,)] = connection.execute("SELECT body FROM replicas").fetchall()
+        row = table.get(connection, "r-abcdefgh2345")
+    assert [Pool(spec, desired=0, down=True), Pool(spec, desired=2)] == pools
+    assert replica == decode(body, Replica)
+    assert (row.needs, row.kills, row.times) == (0.0, 0, {"QUEUED": 1.5})
+
+
+def test_when_requests_ended_is_taken_over(tmp_path):
+    """What was in the times only is a column of its own now; of what has not ended it is 0."""
+    places, columns = places_at(tmp_path), "id, kind, pool, state, user, times, fingerprint, dataset, dump"
+    rows = [
+        ("r-1", "FAILED", '{"QUEUED":1.5,"FAILED":2.5}'),
+        ("r-2", "COMPLETED", '{"COMPLETED":7.0}'),
+        ("r-3", "QUEUED", '{"QUEUED":1.5}'),
+    ]
+    insert = f"INSERT INTO requests ({columns}) VALUES (?, 'run', 'p', ?, 'u', ?, '', '', X'')"
+    _home_of_version(places, 4, *[(insert, row) for row in rows])
+    with connect(take_over(places, 2)) as connection:
+        found = [table.get(connection, name).ended for name, _, _ in rows]
+        indices = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert found == [2.5, 7.0, 0.0]
+    assert "requests_of_pool" not in indices
 
 
 def test_work_is_committed_together_and_fails_alone(tmp_path):

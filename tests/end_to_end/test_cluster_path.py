@@ -32,32 +32,6 @@ EXPERIMENT = """
 """
 
 
-class Laptop:
-    """The command line and Python on the host `laptop`, which reaches the cluster by SSH only."""
-
-    def __init__(self, cluster):
-        self.cluster, self.home = cluster, cluster.laptop_home
-
-    def run(self, *argv, check=True, timeout=180):
-        environment = {"HOME": str(self.home)}
-        return self.cluster.run("laptop", argv, env=environment, cwd=self.home, check=check, timeout=timeout)
-
-    def nnsight(self, *arguments, **options):
-        return self.run(sys.executable, "-m", "nnsight_hpc.client", *arguments, **options)
-
-
-@pytest.fixture(scope="module")
-def laptop(cluster):
-    """A laptop with the profile `uni`; the daemon and its jobs are ended afterwards."""
-    laptop = Laptop(cluster)
-    login = f"alice@{cluster.address('login')}"
-    options = ("--identity-file", str(cluster.key("alice")), "--known-hosts", str(cluster.known_hosts), "--default")
-    laptop.nnsight("cluster", "add", "uni", login, *options)
-    yield laptop
-    laptop.nnsight("daemon", "stop", "--workers", check=False)
-    cluster.cancel_all_jobs()
-
-
 @pytest.fixture(scope="module")
 def pool(laptop, smollm2):
     """A pool of one Slurm job with SmolLM2."""
@@ -85,10 +59,17 @@ def test_answer_is_that_of_this_machine(laptop, pool, smollm2, tmp_path):
 def test_worker_is_a_slurm_job_of_alice(laptop, pool, cluster):
     """The pool's worker runs as alice on a compute node, in a job that squeue shows."""
     status = json.loads(laptop.nnsight("status", "--json").stdout)
-    [replica] = status["pools"][0]["replicas"]
+    [replica] = [one for one in status["pools"][0]["replicas"] if not one["succeeds"]]
     shown = cluster.run("login", ["squeue", "-h", "-j", replica["job_id"], "-o", "%u %N %T"]).stdout.split()
     assert shown == ["alice", replica["host"], "RUNNING"]
     assert replica["host"] in ("n1", "n2")
+
+
+def test_the_doctor_finds_every_link_whole(laptop, pool):
+    """From the laptop's configuration to one token through the model on a compute node; the exit code is 0."""
+    checks = json.loads(laptop.nnsight("doctor", "--json").stdout)
+    assert [check["link"] for check in checks if check["finding"] != "works"] == []
+    assert [check["link"] for check in checks][-2:] == ["pool smol", "forward smol"]
 
 
 def test_dump_is_fetched_byte_for_byte(laptop, pool, cluster):

@@ -127,7 +127,9 @@ def _interrupt(environment, moment, *, seconds=2):
     return rest
 
 
-@pytest.mark.parametrize("moment", ["Start the daemon", "Predictions", "Dump the residual"])
+@pytest.mark.parametrize(
+    "moment", ["Start the daemon", pytest.param("Predictions", marks=pytest.mark.long), "Dump the residual"]
+)
 def test_interrupt_leaves_no_process(environment, moment):
     """Ctrl-C at any moment ends the demonstration with 130, and everything that it had started."""
     _interrupt(environment, moment)

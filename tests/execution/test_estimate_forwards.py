@@ -23,10 +23,15 @@ def ids():
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_estimate_is_near_the_measured_peak(model, ids, program):
     """Estimated and measured memory of a run differ by less than a factor of 1.5."""
-    program(model, ids)  # what libraries keep from their first call on is not the request's
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        tracer = program(model, ids)
-    events = recorded.profiler.kineto_results.events()
-    peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    tracer = program(model, ids)  # what libraries keep from their first call on is not the request's
+    peak = max(peak_of(program, model, ids) for _ in range(2))  # what is freed of an earlier one makes it smaller
     estimate = check_memory(tracer.graph, tracer.graph.tensors, model.module).estimate
     assert 1 / 1.5 < estimate / peak < 1.5
+
+
+def peak_of(program, model, ids):
+    """The most bytes that were allocated at a time, above those of the beginning."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        program(model, ids)
+    events = recorded.profiler.kineto_results.events()
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))

@@ -5,10 +5,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 from nnsight_hpc.execution.fake import UNKNOWN, Shadow
-from nnsight_hpc.execution.fake_model import twin_of
+from nnsight_hpc.execution.fake_model import Call, twin_of
 from nnsight_hpc.graph import GraphBuilder, Ref, TensorRef
 from nnsight_hpc.models import prepare_inputs
-from tests.oracle.architectures import LANGUAGE, VOCABULARY, bare
+from tests.oracle.architectures import LANGUAGE, VOCABULARY, WIDTH, bare
 
 PROMPTS = {"equal": [[1, 2, 3], [4, 5, 6]], "padded": [[1, 2, 3], [4, 5, 6, 7, 8]]}
 
@@ -105,12 +105,17 @@ def test_operation_inside_of_a_forward_has_the_form_of_a_real_one():
     """Operations of a module's source are known like modules, in a forward and at the steps of a generation."""
     model, inputs = bare("llama", "meta"), prepare_inputs([[1, 2, 3], [4, 5, 6]])
     path = "model.layers.1.self_attn:attention_interface_0"
+    heads, width = model.config.num_attention_heads, model.config.head_dim
     _, read = reader(model, inputs, use_cache=False)
-    assert read(path, "output")[0].shape == (2, 3, 4, 8)
-    assert read(path, "inputs")[0][1].shape == (2, 4, 3, 8)
+    assert read(path, "output")[0].shape == (2, 3, heads, width)
+    assert read(path, "inputs")[0][1].shape == (2, heads, 3, width)
     assert twin_of(model).runs == 2
     _, read = reader(model, {"input_ids": inputs["input_ids"]}, "model.generate", max_new_tokens=9)
-    assert [read(path, "output", call)[0].shape for call in (0, 1, 7)] == [(2, 3, 4, 8), (2, 1, 4, 8), (2, 1, 4, 8)]
+    assert [read(path, "output", call)[0].shape for call in (0, 1, 7)] == [
+        (2, 3, heads, width),
+        (2, 1, heads, width),
+        (2, 1, heads, width),
+    ]
 
 
 def test_mask_that_depends_on_data_is_unknown():
@@ -132,7 +137,7 @@ def test_second_trace_of_the_same_shape_runs_no_model():
     model, runs = bare("gpt2", "meta"), []
     for prompts in ([[1, 2, 3]], [[4, 5, 6]], [[1, 2, 3, 4]], [[7, 8, 9]]):
         _, read = reader(model, prepare_inputs(prompts), use_cache=False)
-        assert read("transformer.h.1", "output").shape == (1, len(prompts[0]), 32)
+        assert read("transformer.h.1", "output").shape == (1, len(prompts[0]), WIDTH)
         runs.append(twin_of(model).runs)
     assert runs == [1, 1, 2, 2]
     reader(model, prepare_inputs([[1, 2, 3]]), use_cache=True)
@@ -186,3 +191,14 @@ def test_model_that_asks_for_data_has_unknown_points():
     shadow.node(builder.nodes[forward], tensors)
     assert shadow.node(builder.nodes[builder.add("model.output", Ref(forward), "layer")], tensors) is UNKNOWN
     assert "asks for data" in shadow.why
+
+
+def test_several_operations_of_one_module_are_seen_in_one_run():
+    """As a graph that divides a batch asks for them."""
+    twin = twin_of(bare("llama", "meta"))
+    module = "model.layers.0.self_attn"
+    operations = frozenset(f"{module}:{name}" for name in ("self_q_proj_0", "self_k_proj_0"))
+    with twin.active():
+        tokens = torch.zeros((1, 2), dtype=torch.int64)
+    recording = twin.record(Call((), {"input_ids": tokens}), operations)
+    assert {(path, "output", 0) for path in operations} <= recording.points.keys()

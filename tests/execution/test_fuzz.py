@@ -16,7 +16,7 @@ from nnsight_hpc.graph.nodes import Seed
 from nnsight_hpc.graph.operations import ALLOWED, ATTRIBUTES, FIELDS, IN_PLACE, PROTOCOL, RANDOM, VIEWS
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
 from nnsight_hpc.wire.messages import ModelIdentity
-from tests.oracle.architectures import make
+from tests.oracle.architectures import WIDTH, make
 
 BUDGET = 1 << 30
 EXAMPLES = [60, pytest.param(10_000, marks=pytest.mark.long)]
@@ -64,7 +64,7 @@ _LLAMA = {
         ("model.rotary_emb", "inv_freq"),
     ],
     "inputs": {"input_ids": TensorRef("x"), "use_cache": False},
-    "tensors": {"x": torch.tensor([[3, 4, 5], [6, 7, 8]]), "y": torch.ones(2, 3, 32), "n": torch.tensor(2)},
+    "tensors": {"x": torch.tensor([[3, 4, 5], [6, 7, 8]]), "y": torch.ones(2, 3, WIDTH), "n": torch.tensor(2)},
 }
 _STATEFUL = {
     "paths": ["", "first", "norm", "drop", "last"],

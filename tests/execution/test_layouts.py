@@ -8,7 +8,7 @@ from nnsight_hpc import LanguageModel, NNsight
 from nnsight_hpc.execution import fake_model, layouts
 from nnsight_hpc.execution.fake_model import twin_of
 from tests.execution.conftest import hooked
-from tests.oracle.architectures import make
+from tests.oracle.architectures import INNER, make
 from tests.oracle.hooks import seeing
 
 WIDTH = 4
@@ -308,7 +308,7 @@ def test_layouts_are_learnt_once():
     for number, tokens in ((2, 5), (3, 6), (5, 2)):
         batch = [subject.inputs(seed=s, rows=1, tokens=tokens) for s in range(number)]
         got = _invokes(lm, batch, lambda m: m.model.layers[0].mlp.gate_proj)
-        assert [each.shape for each in got] == [(1, tokens, 48)] * number
+        assert [each.shape for each in got] == [(1, tokens, INNER)] * number
     assert len(layouts._learnt[module].layouts) == 1
     assert twin_of(module).runs == 1
 
@@ -337,10 +337,11 @@ def test_batch_as_long_as_something_of_the_model_is_learnt():
 
 @pytest.mark.parametrize("how", ["skip", "source"])
 def test_layouts_are_learnt_of_the_model_as_it_is(how):
-    """Where a run replaces forwards, what is learnt then is that of the model's own: four prompts, heads and tokens."""
+    """Where a run replaces forwards, what is learnt then is that of the model's own: as many prompts and tokens as heads."""
     subject = make("llama")
     lm, got = subject.model, []
-    batch = [subject.inputs(seed=seed, rows=1, tokens=4) for seed in range(4)]
+    number = subject.module.config.num_attention_heads
+    batch = [subject.inputs(seed=seed, rows=1, tokens=number) for seed in range(number)]
     with lm.trace() as tracer:
         for index, ids in enumerate(batch):
             with tracer.invoke(ids):
@@ -355,7 +356,7 @@ def test_layouts_are_learnt_of_the_model_as_it_is(how):
         with seeing(subject.module) as seen:
             subject.run(ids)
         if how == "source":
-            expected = seen.input("model.layers.1.self_attn.o_proj").view(1, 4, 4, 8)
+            expected = seen.input("model.layers.1.self_attn.o_proj").view(1, number, number, -1)
             torch.testing.assert_close(heads, expected, atol=1e-5, rtol=1e-5)
         if how == "source" or index:
             torch.testing.assert_close(gate, seen.output("model.layers.2.mlp.gate_proj"), atol=1e-5, rtol=1e-5)

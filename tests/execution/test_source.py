@@ -169,7 +169,7 @@ def test_attention_sees_what_a_patched_function_sees(architecture, implementatio
     assert all(torch.equal(a, b) for a, b in zip(args[1:4], its_args[1:4], strict=True))
     assert kwargs.keys() == its_kwargs.keys()
     assert torch.equal(output[0], its_output[0])
-    assert output[0].shape == (2, 5, 4, 8)
+    assert output[0].shape == (2, 5, module.config.num_attention_heads, attention.head_dim)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -6,7 +6,8 @@ from torch import nn
 
 from nnsight_hpc import LanguageModel, NNsight
 from tests.oracle.architectures import WIDTH
-from tests.oracle.hooks import changed, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.hooks import changed, seeing
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 

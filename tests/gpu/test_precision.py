@@ -5,7 +5,8 @@ import torch
 
 from nnsight_hpc.execution.values import pack_values, unpack_values
 from tests.oracle.architectures import ARCHITECTURES, LANGUAGE, WIDTH, make
-from tests.oracle.hooks import changed, output_hook, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.hooks import changed, output_hook, seeing
 
 DTYPES = (torch.bfloat16, torch.float16)
 

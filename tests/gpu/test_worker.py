@@ -20,7 +20,7 @@ MiB = 1 << 20
 def _answer(bench, frame):
     """The values of a request, or its error."""
     request = bench.daemon.submit(frame)
-    outcome = bench.daemon.outcome(request, 60)
+    outcome = bench.daemon.outcome(request, 120)
     return outcome.error or unpack_values(bench.daemon.result(request))
 
 

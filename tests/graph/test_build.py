@@ -38,5 +38,5 @@ def test_capture_graph_is_valid_and_readable():
 
 def test_graph_and_wire_load_no_torch():
     """The daemon's imports of graph and wire do not pull in torch or numpy."""
-    code = "import sys, nnsight_hpc.graph, nnsight_hpc.wire.http; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, nnsight_hpc.graph.cobatch, nnsight_hpc.wire.http; print({'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -15,8 +15,11 @@ def test_loaded_model_is_what_was_saved(tiny_llama):
     assert all(torch.equal(loaded.module.state_dict()[name], tensor) for name, tensor in saved.items())
     assert not loaded.module.training
     assert loaded.identity.fingerprint == fingerprint(tiny_llama)
-    assert seen[0][0] == 0
-    assert seen[-1][0] == seen[-1][1] > 0
+    total = (tiny_llama / "model.safetensors").stat().st_size
+    assert seen == sorted(seen)
+    assert seen[0] == (0, total)
+    assert seen[-1] == (total, total)
+    assert len({done for done, _ in seen}) > 10
 
 
 def test_dtype_can_be_chosen(tiny_llama):
@@ -50,6 +53,40 @@ def test_pickled_weights_are_not_read(tiny_llama, tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InvalidInput, match="cannot be loaded"):
         load(str(tmp_path))
+
+
+def spoilt(tiny_llama, folder, spoil):
+    """A copy of a model whose tensors, by name, `spoil` has changed."""
+    tensors = load_file(tiny_llama / "model.safetensors")
+    spoil(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_bytes((tiny_llama / "config.json").read_bytes())
+    return str(folder)
+
+
+def test_missing_weights_are_not_made_up(tiny_llama, tmp_path):
+    """A tensor that no file has is named, instead of random numbers in its place."""
+    folder = spoilt(tiny_llama, tmp_path, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(InvalidInput, match="weights are missing") as caught:
+        load(folder)
+    assert caught.value.why == "no file has model.layers.1.mlp.up_proj.weight"
+
+
+def test_weights_of_another_shape(tiny_llama, tmp_path):
+    """A tensor that does not fit the configuration is refused."""
+    folder = spoilt(tiny_llama, tmp_path, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
+    with pytest.raises(InvalidInput, match="cannot be loaded"):
+        load(folder)
+
+
+def test_a_file_that_ends_too_early(tiny_llama, tmp_path):
+    """A file that was not copied whole is refused, with what is wrong with it."""
+    folder = spoilt(tiny_llama, tmp_path, lambda _tensors: None)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InvalidInput, match="cannot be loaded") as caught:
+        load(folder)
+    assert "incomplete" in caught.value.why.lower()
 
 
 def test_module_tree_has_no_weights(tiny_llama):

@@ -1,11 +1,12 @@
 """Small random models of the architectures that every row of the API is checked on, and where their parts are.
 
-Each is made in milliseconds: four blocks of width 32, a vocabulary of 97, float32, evaluation mode, seeded. It lies on the
-device of the tests, and so do its inputs.
+Each is made in milliseconds: four blocks of width 48, a vocabulary of 97, float32, evaluation mode, seeded. It lies on the
+device of the tests, and so do its inputs. Numbers of heads and widths divide by 2, 3 and 4, the numbers of ranks that they
+are split over; Qwen3 has one key/value head, which is fewer than ranks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import nn
 
 from nnsight_hpc import LanguageModel, NNsight
 from tests.devices import DEVICE
+from tests.oracle.on_ranks import OnRanks, RanksBackend
 
 VOCABULARY = 97
-WIDTH = 32
+WIDTH = 48
+INNER = 96
 BLOCKS = 4
 
 
@@ -41,9 +44,10 @@ class Subject:
     """A model under test, wrapped and plain, with its inputs; the plain module is what the oracle hooks."""
 
     architecture: Architecture
-    module: nn.Module
-    model: NNsight
+    module: nn.Module = field(repr=False)
+    model: NNsight = field(repr=False)
     language: bool
+    ranks: RanksBackend | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.architecture, name)
@@ -51,6 +55,13 @@ class Subject:
     def path(self, index: int, part: str = "block") -> str:
         """The path of block `index`, or of a part of it."""
         return getattr(self.architecture, part).format(index + self.first_block)
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """How many attention heads there are, and how wide each is."""
+        config = self.module.config
+        number = config.num_attention_heads
+        return number, getattr(config, "head_dim", config.hidden_size // number)
 
     @property
     def head_envoy(self) -> Any:
@@ -97,7 +108,7 @@ def _described(ids: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def _sequential() -> nn.Module:
     def block() -> nn.Module:
-        return nn.Sequential(nn.Linear(WIDTH, 48), nn.GELU(), nn.Linear(48, WIDTH))
+        return nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH))
 
     return nn.Sequential(
         nn.Linear(WIDTH, WIDTH), *(block() for _ in range(BLOCKS)), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
@@ -105,13 +116,15 @@ def _sequential() -> nn.Module:
 
 
 _COMMON = {"vocab_size": VOCABULARY, "tie_word_embeddings": False}
-_LLAMA_LIKE = {
+_NEOX_LIKE = {
     "hidden_size": WIDTH,
-    "intermediate_size": 48,
+    "intermediate_size": INNER,
     "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
+    "num_attention_heads": 12,
     **_COMMON,
 }
+_LLAMA_LIKE = {"head_dim": 8, **_NEOX_LIKE}
+_GROUPED = {**_LLAMA_LIKE, "head_dim": 4, "num_attention_heads": 24, "num_key_value_heads": 12}
 
 
 def _causal(name: str, **settings: Any) -> nn.Module:
@@ -131,7 +144,7 @@ def _spread(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.25)
+                parameter.normal_(std=0.2)
     return module.eval().requires_grad_(requires_grad=False)
 
 
@@ -147,24 +160,24 @@ ARCHITECTURES = {
     a.name: a
     for a in (
         Architecture("sequential", _sequential, "{}", "6", "5", mlp="{}.0", first_block=1),
-        Architecture("llama", partial(_causal, "Llama", num_key_value_heads=2, **_LLAMA_LIKE), **_LLAMA_PATHS),
-        Architecture(
-            "qwen3", partial(_causal, "Qwen3", num_key_value_heads=2, head_dim=8, **_LLAMA_LIKE), **_LLAMA_PATHS
-        ),
+        Architecture("llama", partial(_causal, "Llama", **_GROUPED), **_LLAMA_PATHS),
+        Architecture("qwen3", partial(_causal, "Qwen3", num_key_value_heads=1, **_LLAMA_LIKE), **_LLAMA_PATHS),
         Architecture(
             "gemma2",
-            partial(_causal, "Gemma2", num_key_value_heads=2, head_dim=8, sliding_window=4, **_LLAMA_LIKE),
+            partial(_causal, "Gemma2", num_key_value_heads=12, sliding_window=4, **_LLAMA_LIKE),
             **_LLAMA_PATHS,
         ),
         Architecture(
             "mixtral",
-            partial(_causal, "Mixtral", num_key_value_heads=2, num_local_experts=4, **_LLAMA_LIKE),
+            partial(_causal, "Mixtral", num_local_experts=4, **_GROUPED),
             flattened=("model.layers.1.mlp.experts", "model.layers.1.mlp.gate"),
             **_LLAMA_PATHS,
         ),
         Architecture(
             "gpt2",
-            partial(_causal, "GPT2", n_embd=WIDTH, n_layer=BLOCKS, n_head=4, bos_token_id=1, eos_token_id=2, **_COMMON),
+            partial(
+                _causal, "GPT2", n_embd=WIDTH, n_layer=BLOCKS, n_head=12, bos_token_id=1, eos_token_id=2, **_COMMON
+            ),
             block="transformer.h.{}",
             mlp="transformer.h.{}.mlp",
             attention="transformer.h.{}.attn",
@@ -173,7 +186,7 @@ ARCHITECTURES = {
         ),
         Architecture(
             "gpt_neox",
-            partial(_causal, "GPTNeoX", **_LLAMA_LIKE),
+            partial(_causal, "GPTNeoX", rotary_pct=0.5, **_NEOX_LIKE),
             block="gpt_neox.layers.{}",
             mlp="gpt_neox.layers.{}.mlp",
             attention="gpt_neox.layers.{}.attention",
@@ -187,9 +200,9 @@ ARCHITECTURES = {
                 "OPT",
                 hidden_size=WIDTH,
                 word_embed_proj_dim=WIDTH,
-                ffn_dim=48,
+                ffn_dim=INNER,
                 num_hidden_layers=BLOCKS,
-                num_attention_heads=4,
+                num_attention_heads=12,
                 **_COMMON,
             ),
             block="model.decoder.layers.{}",
@@ -221,7 +234,8 @@ def bare(name: str, device: str = "cpu") -> nn.Module:
         return _spread(ARCHITECTURES[name].make())
 
 
-def make(name: str) -> Subject:
-    """A fresh model of that architecture, wrapped."""
+def make(name: str, ranks: RanksBackend | None = None) -> Subject:
+    """A fresh model of that architecture, wrapped; its traces run on `ranks`, if there are any."""
     module, language = bare(name).to(DEVICE), name in LANGUAGE
-    return Subject(ARCHITECTURES[name], module, LanguageModel(module) if language else NNsight(module), language)
+    wrapped = OnRanks(module, ranks) if ranks else LanguageModel(module) if language else NNsight(module)
+    return Subject(ARCHITECTURES[name], module, wrapped, language, ranks)

@@ -30,17 +30,6 @@ def first(args, kwargs):
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def same(got, expected):
-    """Whether two nested values are equal bit for bit; an output of transformers counts as its fields by name."""
-    if isinstance(expected, torch.Tensor):
-        return isinstance(got, torch.Tensor) and got.dtype == expected.dtype and torch.equal(got, expected)
-    if isinstance(expected, dict):
-        return list(got) == list(expected) and all(same(got[key], expected[key]) for key in expected)
-    if isinstance(expected, list | tuple):
-        return len(got) == len(expected) and all(map(same, got, expected))
-    return got == expected
-
-
 def hooks_of(module):
     """The names of modules that have any hook, or a forward that is not their class's."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -100,6 +89,11 @@ class Seen:
     def input(self, path, call=0):
         return first(*self.inputs[path][call])
 
+    def inside(self, path, kind="output"):
+        """The modules in the one at `path`, in their order, whose `kind` is a tensor of floats."""
+        values = {name: getattr(self, kind)(name) for name in dict.fromkeys(self.order) if name.startswith(f"{path}.")}
+        return [name for name, v in values.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+
 
 @contextmanager
 def seeing(module, device=None):
@@ -143,12 +137,17 @@ def forward_of(module, path, function):
             part.forward = original
 
 
+counters = []
+"""The lists that note which modules run, just now; who runs the model elsewhere adds to them what ran there."""
+
+
 @contextmanager
 def counting(module):
     """While active, the paths of the modules whose forward really runs are noted, in order; no hook is used.
 
     The classes' forwards are wrapped and look which module of this model they run for, so that the modules themselves
-    stay as they are, and copies of them (for fake tensors) do not count.
+    stay as they are, and copies of them (for fake tensors) do not count. A module that has a forward of its own (those
+    that transformers splits over ranks have) gets that one wrapped.
     """
     ran, paths = [], {id(each): path for path, each in module.named_modules()}
 
@@ -161,9 +160,22 @@ def counting(module):
 
         return run
 
+    def counted_own(path, forward):
+        @wraps(forward)
+        def run(*args, **kwargs):
+            ran.append(path)
+            return forward(*args, **kwargs)
+
+        return run
+
     with ExitStack() as stack:
         for cls in {type(each) for each in module.modules()}:
             stack.enter_context(mock.patch.object(cls, "forward", counted(cls, cls.forward)))
+        for path, each in module.named_modules():
+            if "forward" in vars(each):
+                stack.enter_context(mock.patch.object(each, "forward", counted_own(path, each.forward)))
+        counters.append(ran)
+        stack.callback(counters.pop)
         yield ran
 
 

@@ -2,7 +2,9 @@
 
 import torch
 
-from tests.oracle.hooks import changed, counting, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree
+from tests.oracle.hooks import changed, counting, seeing
 
 
 def _seen(subject, inputs):
@@ -12,6 +14,7 @@ def _seen(subject, inputs):
     return seen
 
 
+@every_degree
 def test_all_modules(any_model):
     """Without names every module that runs is cached, each with its own output."""
     inputs = any_model.inputs()
@@ -28,9 +31,9 @@ def test_by_attribute(llama):
     with llama.model.trace(inputs) as tracer:
         cache = tracer.cache()
     seen = _seen(llama, inputs)
-    assert torch.equal(cache.model.layers[2].output, seen.output("model.layers.2"))
-    assert torch.equal(cache.model.layers[1].mlp.output, seen.output("model.layers.1.mlp"))
-    assert torch.equal(cache.lm_head.output, seen.output("lm_head"))
+    assert same(cache.model.layers[2].output, seen.output("model.layers.2"))
+    assert same(cache.model.layers[1].mlp.output, seen.output("model.layers.1.mlp"))
+    assert same(cache.lm_head.output, seen.output("lm_head"))
 
 
 def test_named_modules_only(any_model):
@@ -70,7 +73,7 @@ def test_dtype(any_model):
     inputs, path = any_model.inputs(), any_model.path(1)
     with any_model.model.trace(inputs) as tracer:
         cache = tracer.cache(modules=[path], dtype=torch.bfloat16)
-    assert torch.equal(cache[path].output, _seen(any_model, inputs).output(path).bfloat16())
+    assert same(cache[path].output, _seen(any_model, inputs).output(path).bfloat16())
 
 
 def test_dtype_of_what_is_nested(lm):
@@ -79,7 +82,7 @@ def test_dtype_of_what_is_nested(lm):
     with lm.model.trace(inputs) as tracer:
         cache = tracer.cache(modules=[body], include_inputs=True, dtype=torch.bfloat16)
     expected = _seen(lm, inputs).output(body)["last_hidden_state"]
-    assert torch.equal(cache[body].output.last_hidden_state, expected.bfloat16())
+    assert same(cache[body].output.last_hidden_state, expected.bfloat16())
     tensors = [value for value in cache[body].inputs[1].values() if isinstance(value, torch.Tensor)]
     assert {"cpu"} == {tensor.device.type for tensor in tensors}
 
@@ -96,6 +99,7 @@ def test_cache_sees_changes(any_model):
         assert same(cache[any_model.path(index)].output, seen.output(any_model.path(index)))
 
 
+@every_degree
 def test_cache_in_a_generation(lm):
     """In a generation there is an entry for each call of a module."""
     inputs, path = lm.inputs(), lm.path(1)
@@ -116,5 +120,5 @@ def test_cache_of_an_invoke(any_model):
         with tracer.invoke(batch[1]):
             cache = tracer.cache(modules=[path])
     expected = _seen(any_model, torch.cat(batch)).output(path)
-    assert torch.equal(other.cpu(), expected[:1])
-    assert torch.equal(cache[path].output, expected[1:])
+    assert same(other.cpu(), expected[:1])
+    assert same(cache[path].output, expected[1:])

@@ -6,7 +6,9 @@ import torch
 
 from nnsight_hpc.wire.errors import HpcError, InvalidInput
 from tests.devices import DEVICE
-from tests.oracle.hooks import changed, counting, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree, in_one_process
+from tests.oracle.hooks import changed, counting, seeing
 
 
 def _seen(subject, inputs):
@@ -23,6 +25,7 @@ THRESHOLDS = (-1e9, 1e9)
 """A condition with the first is true, with the second false: every test runs both branches."""
 
 
+@every_degree
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_if_else(any_model, threshold):
     """A name assigned in both branches has the value of the branch that ran."""
@@ -34,7 +37,7 @@ def test_if_else(any_model, threshold):
             result = hidden - 1
         result = result.save()
     expected = _hidden(any_model)
-    assert torch.equal(result, expected * 2 if expected.sum() > threshold else expected - 1)
+    assert same(result, expected * 2 if expected.sum() > threshold else expected - 1)
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -47,7 +50,7 @@ def test_if_without_else_changes_the_model(any_model, threshold):
             any_model.at(1).output = hidden * -1
         logits = any_model.head_envoy.output.save()
     with changed(any_model.module, {path: lambda v: v * -1 if v.sum() > threshold else v}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -71,9 +74,9 @@ def test_change_in_place_in_a_branch(any_model, threshold):
         logits = any_model.head_envoy.output.save()
     expected = _hidden(any_model)
     silence(expected)
-    assert torch.equal(after, expected)
+    assert same(after, expected)
     with changed(any_model.module, {any_model.path(1): silence}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 @pytest.mark.parametrize("first", THRESHOLDS)
@@ -109,7 +112,7 @@ def test_nested_conditions(llama, first, second):
     expected = _hidden(llama)
     if first < 0:
         expected = (expected + 1) * 3 - 5 if second < 0 else expected + 1 - 5
-    assert torch.equal(result, expected)
+    assert same(result, expected)
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -126,8 +129,8 @@ def test_ternary_and_boolean_operators(llama, threshold):
             both = both + 2
         both = both.save()
     expected = _hidden(llama)
-    assert torch.equal(ternary, expected * (2 if threshold < 0 else 3))
-    assert torch.equal(both, torch.full_like(expected, 1 if threshold < 0 else 2))
+    assert same(ternary, expected * (2 if threshold < 0 else 3))
+    assert same(both, torch.full_like(expected, 1 if threshold < 0 else 2))
 
 
 def test_chained_comparison(llama):
@@ -158,7 +161,7 @@ def test_tracer_cond(any_model, threshold):
         logits = any_model.head_envoy.output.save()
     factor = 2 if threshold < 0 else 3
     with changed(any_model.module, {any_model.path(1): lambda value: value * factor}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -169,7 +172,7 @@ def test_value_of_a_branch_that_did_not_run(llama, threshold):
         if hidden.sum() > threshold:
             made = (hidden * 2).save()
     if threshold < 0:
-        assert torch.equal(made, _hidden(llama) * 2)
+        assert same(made, _hidden(llama) * 2)
     else:
         with pytest.raises(InvalidInput, match="never made") as caught:
             _ = made + 1
@@ -187,9 +190,9 @@ def test_branch_reads_points(any_model, threshold):
         later = any_model.at(1).output.save()
         result = result.save()
     seen = _seen(any_model, inputs)
-    assert torch.equal(later, seen.output(any_model.path(1)))
+    assert same(later, seen.output(any_model.path(1)))
     expected = seen.output(any_model.path(1 if threshold < 0 else 0))
-    assert torch.equal(result, expected if threshold < 0 else expected * 0)
+    assert same(result, expected if threshold < 0 else expected * 0)
 
 
 def test_condition_over_invokes(any_model):
@@ -210,6 +213,7 @@ def test_condition_over_invokes(any_model):
     assert [int(each) for each in results] == [1 if mean > middle else -1 for mean in means]
 
 
+@every_degree
 def test_for_over_a_value(any_model):
     """`for row in value` goes over its first dimension."""
     inputs, rows = any_model.inputs(rows=3), []
@@ -223,7 +227,7 @@ def test_for_over_a_value(any_model):
     expected = torch.zeros((), device=DEVICE)
     for row in hidden:
         expected = expected + row.max() * 2
-    assert torch.equal(total, expected)
+    assert same(total, expected)
     assert same(rows, [row.min() for row in hidden])
 
 
@@ -238,7 +242,7 @@ def test_for_over_a_range(any_model):
     expected = _seen(any_model, inputs).output(any_model.path(1))
     for index in range(5):
         expected = torch.sin(expected) + index
-    assert torch.equal(value, expected)
+    assert same(value, expected)
 
 
 def test_for_over_a_range_of_a_value(llama):
@@ -253,7 +257,7 @@ def test_for_over_a_range_of_a_value(llama):
     plain = expected[0, 0] * 0
     for index in range(expected.shape[1]):
         plain = plain + expected[0, index]
-    assert torch.equal(total, plain)
+    assert same(total, plain)
 
 
 def test_blocks_in_a_loop(any_model):
@@ -267,7 +271,7 @@ def test_blocks_in_a_loop(any_model):
         logits = any_model.head_envoy.output.save()
     outputs = {any_model.path(i): lambda value, i=i: value * (i + 2) for i in (0, 2)}
     with changed(any_model.module, outputs):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_continue_on_a_value(llama):
@@ -282,7 +286,7 @@ def test_continue_on_a_value(llama):
         total = total.save()
     rows = _seen(llama, llama.inputs(rows=6)).output(llama.path(1))
     assert {bool(row.sum() < 0) for row in rows} == {True, False}, "both paths are taken"
-    assert torch.equal(total, sum((row.max() for row in rows if row.sum() >= 0), torch.zeros((), device=DEVICE)))
+    assert same(total, sum((row.max() for row in rows if row.sum() >= 0), torch.zeros((), device=DEVICE)))
 
 
 def test_condition_in_a_loop(llama):
@@ -316,7 +320,7 @@ def test_nested_loops(llama):
     for row in _hidden(llama):
         for token in row:
             expected = expected * 0.5 + token[0]
-    assert torch.equal(total, expected)
+    assert same(total, expected)
 
 
 def test_list_comprehension(any_model):
@@ -326,7 +330,7 @@ def test_list_comprehension(any_model):
         hidden = any_model.at(1).output
         norms = torch.stack([row.norm() for row in hidden]).save()
     expected = torch.stack([row.norm() for row in _seen(any_model, inputs).output(any_model.path(1))])
-    assert torch.equal(norms, expected)
+    assert same(norms, expected)
 
 
 def test_comprehension_with_a_condition(llama):
@@ -368,7 +372,7 @@ def test_plain_python_control_flow_stays_plain(any_model):
             else:
                 taken.append(name)
     assert taken == ["a", 1]
-    assert torch.equal(value, _seen(any_model, inputs).output(any_model.path(0)))
+    assert same(value, _seen(any_model, inputs).output(any_model.path(0)))
     assert ran.count(any_model.path(1)) == 0
 
 
@@ -383,10 +387,11 @@ def test_while_on_a_value(llama):
     expected, count = start, 0
     while expected.abs().sum() > 1:
         expected, count = expected * 0.5, count + 1
-    assert torch.equal(value, expected)
+    assert same(value, expected)
     assert passes == count > 1
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_truth_where_no_source_is(llama):
     """In code without a source (exec), `if` on a value names `tracer.cond`."""
     code = compile("with model.trace(x):\n    if model.lm_head.output.sum() > 0:\n        pass\n", "<nowhere>", "exec")
@@ -394,6 +399,7 @@ def test_truth_where_no_source_is(llama):
         exec(code, {"model": llama.model, "x": llama.inputs()})
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_loop_where_no_source_is(llama):
     """In code without a source, `for` over a value names `tracer.iter`."""
     code = compile("with model.trace(x):\n    for v in model.lm_head.output:\n        pass\n", "<nowhere>", "exec")
@@ -425,7 +431,7 @@ def test_session_iter_carries_a_value(any_model):
     expected = torch.zeros((), device=DEVICE)
     for each in inputs:
         expected = expected + _seen(any_model, each).output(any_model.path(1)).sum()
-    assert torch.equal(total, expected)
+    assert same(total, expected)
 
 
 def test_condition_skips_a_later_trace(any_model):
@@ -450,4 +456,4 @@ def test_helper_function_with_a_loop_is_called(llama):
 
     with llama.model.trace(llama.inputs()):
         result = smooth(llama.at(1).output, 3).save()
-    assert torch.equal(result, smooth(_hidden(llama), 3))
+    assert same(result, smooth(_hidden(llama), 3))

@@ -3,6 +3,9 @@
 import torch
 
 from tests.devices import DEVICE
+from tests.oracle.architectures import WIDTH
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree
 from tests.oracle.hooks import changed, seeing
 
 
@@ -23,6 +26,7 @@ def _silence(value):
     value[..., ::2] = 0
 
 
+@every_degree
 def test_edit_acts_in_later_traces_and_not_on_the_model(any_model):
     """The edited model computes as with the hook; the model it was made from does not."""
     inputs, edited = any_model.inputs(), _edited(any_model)
@@ -30,10 +34,10 @@ def test_edit_acts_in_later_traces_and_not_on_the_model(any_model):
         with edited.trace(inputs):
             logits = edited.get(any_model.head).output.save()
         with changed(any_model.module, {any_model.path(1): _silence}):
-            assert torch.equal(logits, any_model.logits(inputs))
+            assert same(logits, any_model.logits(inputs))
     with any_model.model.trace(inputs):
         plain = any_model.head_envoy.output.save()
-    assert torch.equal(plain, any_model.logits(inputs))
+    assert same(plain, any_model.logits(inputs))
 
 
 def test_edit_and_trace_together(any_model):
@@ -46,8 +50,8 @@ def test_edit_and_trace_together(any_model):
     hooks = {any_model.path(1): _silence, any_model.path(2): lambda value: value * 3}
     with changed(any_model.module, hooks):
         seen = _seen(any_model, inputs)
-    assert torch.equal(hidden, seen.output(any_model.path(1)).masked_fill(torch.arange(32, device=DEVICE) % 2 == 0, 0))
-    assert torch.equal(logits, seen.output(any_model.head))
+    assert same(hidden, seen.output(any_model.path(1)).masked_fill(torch.arange(WIDTH, device=DEVICE) % 2 == 0, 0))
+    assert same(logits, seen.output(any_model.head))
 
 
 def test_inplace_edit_and_clear(any_model):
@@ -61,8 +65,8 @@ def test_inplace_edit_and_clear(any_model):
     with any_model.model.trace(inputs):
         plain = any_model.head_envoy.output.save()
     with changed(any_model.module, {any_model.path(1): lambda value: value * 2}):
-        assert torch.equal(edited, any_model.logits(inputs))
-    assert torch.equal(plain, any_model.logits(inputs))
+        assert same(edited, any_model.logits(inputs))
+    assert same(plain, any_model.logits(inputs))
 
 
 def test_edits_add_up(any_model):
@@ -75,7 +79,7 @@ def test_edits_add_up(any_model):
     with twice.trace(inputs):
         logits = twice.get(any_model.head).output.save()
     with changed(any_model.module, {any_model.path(1): lambda value: value * 2 + 1}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_edit_in_every_invoke(any_model):
@@ -87,7 +91,7 @@ def test_edit_in_every_invoke(any_model):
             with tracer.invoke(inputs):
                 logits.append(edited.get(any_model.head).output.save())
     with changed(any_model.module, {any_model.path(1): _silence}):
-        assert torch.equal(torch.cat(logits), any_model.logits(torch.cat(batch)))
+        assert same(torch.cat(logits), any_model.logits(torch.cat(batch)))
 
 
 def test_edit_in_a_generation(lm):
@@ -99,7 +103,7 @@ def test_edit_in_a_generation(lm):
         tokens = tracer.result.save()
     settings = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(inputs)}
     with torch.no_grad(), changed(lm.module, {lm.path(1): lambda value: value * -1}):
-        assert torch.equal(tokens, lm.module.generate(inputs, **settings))
+        assert same(tokens, lm.module.generate(inputs, **settings))
 
 
 def test_edit_stops_early_all_the_same(any_model):

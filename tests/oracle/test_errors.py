@@ -8,6 +8,9 @@ import torch
 
 from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph, InvalidInput
 from tests.devices import DEVICE
+from tests.oracle.architectures import WIDTH
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree, in_one_process
 from tests.oracle.hooks import counting
 
 FAILING = {
@@ -33,18 +36,20 @@ def test_failing_operation(any_model, name):
     assert "test_errors.py" in lines[0]
     assert "lambda v:" in lines[0] or "operation(hidden).save()" in lines[0]
     assert all(word in str(caught.value) for word in words), str(caught.value)
-    shape = ", ".join(map(str, (2, 5, 32) if any_model.language else (2, 32)))
+    shape = ", ".join(map(str, (2, 5, WIDTH) if any_model.language else (2, WIDTH)))
     assert f"float32[{shape}]" in str(caught.value)
 
 
+@in_one_process("no model")
 def test_type_of_torch_itself_is_the_oracle(llama):
     """Each failing operation raises in a block what it raises on the tensor."""
-    tensor = torch.zeros(2, 5, 32, device=DEVICE)
+    tensor = torch.zeros(2, 5, WIDTH, device=DEVICE)
     for operation, kind, _words in FAILING.values():
         with pytest.raises(kind):
             operation(tensor)
 
 
+@every_degree
 def test_failing_module_call_names_the_module(any_model):
     """A module called on a value of a wrong shape is named with its path."""
     with pytest.raises(RuntimeError) as caught, any_model.model.trace(any_model.inputs()):
@@ -92,6 +97,7 @@ def test_condition_on_a_later_layer_is_refused(any_model):
     assert ran == []
 
 
+@in_one_process("a module is added to the researcher's own model")
 def test_module_that_does_not_run_says_so(lm):
     """Reading a module that the forward never calls is an error that names it."""
     idle = torch.nn.Identity()
@@ -148,6 +154,7 @@ def test_value_whose_trace_failed_says_so(any_model):
     ],
     ids=["numpy", "data_ptr", "set_", "storage", "resize_", "save", "apply_", "rand_like"],
 )
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_operation_that_is_not_allowed(llama, use, words):
     """What is not on the list is refused at the line, and nothing runs."""
     with counting(llama.module) as ran:
@@ -157,6 +164,7 @@ def test_operation_that_is_not_allowed(llama, use, words):
     assert any(word in str(caught.value) for word in words)
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_misspelt_module(any_model):
     """An attribute that is not there is an AttributeError with near names."""
     name = any_model.head if any_model.language else "6"
@@ -173,9 +181,10 @@ def test_parameters_cannot_be_changed(any_model):
             any_model.head_envoy.weight[:] = 0
             any_model.head_envoy.output.save()
     assert ran == []
-    assert torch.equal(head.weight, before)
+    assert same(head.weight, before)
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_trace_inside_a_trace(any_model):
     """A trace in a trace is refused and names the session."""
     with pytest.raises(InvalidInput, match="session"):
@@ -183,12 +192,14 @@ def test_trace_inside_a_trace(any_model):
             pass
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_point_outside_of_a_trace(any_model):
     """Outside of a trace a point is refused with what to write."""
     with pytest.raises(InvalidInput, match="trace"):
         _ = any_model.at(1).output
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_own_error_of_the_block_comes_out_as_it_is(any_model):
     """An exception of the researcher's own code is that exception, and its traceback ends in the block."""
     with counting(any_model.module) as ran, pytest.raises(KeyError) as caught:

@@ -10,6 +10,8 @@ from torch import nn
 from nnsight_hpc import NNsight
 from tests.devices import DEVICE
 from tests.oracle.architectures import make
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree, in_one_process
 from tests.oracle.hooks import Live, counting, forward_of, hooks_of, seeing
 
 
@@ -51,6 +53,7 @@ def test_change_alone_stops_the_forward_too(any_model):
     assert ran == _until(_order(any_model, inputs), any_model.path(2))
 
 
+@every_degree
 def test_tracer_stop_ends_the_forward(any_model):
     """`tracer.stop()` runs nothing that comes after the last point above it."""
     inputs = any_model.inputs()
@@ -59,7 +62,7 @@ def test_tracer_stop_ends_the_forward(any_model):
         tracer.stop()
     with seeing(any_model.module) as seen:
         any_model.run(inputs)
-    assert torch.equal(value, seen.output(any_model.path(1)))
+    assert same(value, seen.output(any_model.path(1)))
     assert ran == _until(_order(any_model, inputs), any_model.path(2))
 
 
@@ -71,6 +74,7 @@ def test_whole_output_runs_everything(any_model):
     assert ran == _order(any_model, inputs)
 
 
+@in_one_process("nothing is sent")
 def test_nothing_asked_for_runs_nothing(any_model):
     """A trace that keeps and changes nothing does not run the model."""
     with counting(any_model.module) as ran, any_model.model.trace(any_model.inputs()):
@@ -78,6 +82,7 @@ def test_nothing_asked_for_runs_nothing(any_model):
     assert ran == []
 
 
+@in_one_process("looks from inside of a forward of this process")
 def test_only_touched_modules_have_hooks_while_the_model_runs(any_model):
     """Looked at from inside the forward, the modules with hooks are those that the trace names."""
     inputs, path, found = any_model.inputs(), any_model.path(1), []
@@ -116,7 +121,10 @@ def _error_in_the_block(subject):
 @pytest.mark.parametrize(
     ("trace", "error"),
     [
-        (_error_in_the_model, ZeroDivisionError),
+        pytest.param(
+            *(_error_in_the_model, ZeroDivisionError),
+            marks=in_one_process("the researcher's own module is made to fail"),
+        ),
         (_error_in_an_operation, RuntimeError),
         (_error_in_the_block, ZeroDivisionError),
     ],
@@ -129,9 +137,10 @@ def test_no_hook_stays_after_an_error(any_model, trace, error):
     inputs = any_model.inputs()
     with any_model.model.trace(inputs):
         logits = any_model.head_envoy.output.save()
-    assert torch.equal(logits, any_model.logits(inputs))
+    assert same(logits, any_model.logits(inputs))
 
 
+@in_one_process("a signal to this process in a forward of it")
 def test_no_hook_stays_after_ctrl_c(any_model):
     """SIGINT in the middle of the forward comes out as KeyboardInterrupt, with all hooks removed."""
 
@@ -151,9 +160,10 @@ def test_no_hook_stays_after_ctrl_c(any_model):
     inputs = any_model.inputs()
     with any_model.model.trace(inputs):
         logits = any_model.head_envoy.output.save()
-    assert torch.equal(logits, any_model.logits(inputs))
+    assert same(logits, any_model.logits(inputs))
 
 
+@in_one_process("about the researcher's own module")
 def test_wrapping_and_tracing_change_nothing_of_the_module(any_model):
     """A wrapped model has no hook, no attribute and no class that it did not have, before and after a trace."""
 
@@ -166,9 +176,10 @@ def test_wrapping_and_tracing_change_nothing_of_the_module(any_model):
         any_model.at(1).output = any_model.at(0).output
         any_model.head_envoy.output.save()
     assert state(any_model.module) == state(fresh.module)
-    assert all(torch.equal(a, b) for a, b in zip(any_model.module.parameters(), fresh.module.parameters(), strict=True))
+    assert all(same(a, b) for a, b in zip(any_model.module.parameters(), fresh.module.parameters(), strict=True))
 
 
+@in_one_process("about hooks on the researcher's own module")
 def test_other_hooks_of_the_user_stay(any_model):
     """Hooks that the researcher has on the module run as ever, and are still there afterwards."""
     calls, inputs = [], any_model.inputs()
@@ -204,7 +215,7 @@ def test_chain_of_a_hundred_operations_holds_few_values(wide):
     expected = x.tanh()
     for _ in range(100):
         expected = torch.cos(expected) + 1
-    assert torch.equal(value, expected)
+    assert same(value, expected)
     assert BIG < live.peak <= 5 * BIG
 
 
@@ -245,7 +256,7 @@ def test_two_threads_trace_one_model(llama):
         for _ in range(5):
             with llama.model.trace(inputs[index]):
                 logits = llama.head_envoy.output.save()
-            found[index].append(torch.equal(logits, expected[index]))
+            found[index].append(same(logits, expected[index]))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
     for thread in threads:

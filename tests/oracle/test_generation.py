@@ -6,7 +6,9 @@ import torch
 
 from nnsight_hpc.wire.errors import HpcError, InvalidInput
 from tests.devices import DEVICE
-from tests.oracle.hooks import counting, output_hook, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree, in_one_process
+from tests.oracle.hooks import counting, output_hook, seeing
 
 STEPS = 6
 
@@ -30,7 +32,7 @@ def test_result_is_the_tokens(lm):
     with lm.model.generate(inputs, max_new_tokens=STEPS) as tracer:
         tokens = tracer.result.save()
     assert tokens.shape == (2, 5 + STEPS)
-    assert torch.equal(tokens, _generate(lm, inputs))
+    assert same(tokens, _generate(lm, inputs))
 
 
 def test_first_step_without_iter(lm):
@@ -38,7 +40,7 @@ def test_first_step_without_iter(lm):
     inputs = lm.inputs()
     with lm.model.generate(inputs, max_new_tokens=STEPS):
         hidden = lm.at(1).output.save()
-    assert torch.equal(hidden, _seen(lm, inputs).output(lm.path(1)))
+    assert same(hidden, _seen(lm, inputs).output(lm.path(1)))
 
 
 def test_generation_stops_when_nothing_later_is_needed(lm):
@@ -51,6 +53,7 @@ def test_generation_stops_when_nothing_later_is_needed(lm):
     assert ran.count(lm.path(2)) == 1
 
 
+@every_degree
 def test_every_step_by_for(lm):
     """`for step in tracer.iter[:]` with a list made in the block has an entry for each step."""
     inputs = lm.inputs()
@@ -71,7 +74,7 @@ def test_every_step_by_with(lm):
         with tracer.iter[:]:
             states.append(lm.head_envoy.output[:, -1].argmax(-1))
     expected = _generate(lm, inputs)[:, 5:]
-    assert torch.equal(torch.stack(list(states), 1), expected)
+    assert same(torch.stack(list(states), 1), expected)
 
 
 def test_saved_name_in_iter_holds_the_last_step(lm):
@@ -116,7 +119,7 @@ def test_single_step(lm):
             hidden = lm.at(1).output.save()
             tokens = lm.head_envoy.output[:, -1].argmax(-1).save()
     assert same(hidden, _seen(lm, inputs).output(lm.path(1), 3))
-    assert torch.equal(tokens, _generate(lm, inputs)[:, 5 + 3])
+    assert same(tokens, _generate(lm, inputs)[:, 5 + 3])
 
 
 def test_list_of_steps(lm):
@@ -163,9 +166,10 @@ def test_edit_at_one_step(lm):
         return -value if call == 2 else None
 
     with output_hook(lm.module, lm.path(1), third):
-        assert torch.equal(tokens, _generate(lm, inputs))
+        assert same(tokens, _generate(lm, inputs))
 
 
+@every_degree
 def test_edit_at_every_step(lm):
     """`tracer.all()` changes every step, and reads what its change made."""
     inputs = lm.inputs()
@@ -176,9 +180,9 @@ def test_edit_at_every_step(lm):
             logits.append(lm.head_envoy.output)
         tokens = tracer.result.save()
     with output_hook(lm.module, lm.path(1), lambda value, _call: value * -1):
-        assert torch.equal(tokens, _generate(lm, inputs))
+        assert same(tokens, _generate(lm, inputs))
         assert same(list(logits), _seen(lm, inputs).outputs[lm.head])
-    assert not torch.equal(tokens, _generate(lm, inputs))
+    assert not same(tokens, _generate(lm, inputs))
 
 
 def test_edit_that_depends_on_an_earlier_step(lm):
@@ -191,7 +195,7 @@ def test_edit_that_depends_on_an_earlier_step(lm):
         tokens = tracer.result.save()
     first = _seen(lm, inputs).output(lm.path(1))[:, -1:]
     with output_hook(lm.module, lm.path(1), lambda _value, call: first if call in (2, 3) else None):
-        assert torch.equal(tokens, _generate(lm, inputs))
+        assert same(tokens, _generate(lm, inputs))
 
 
 def _ends_early(lm, inputs):
@@ -213,7 +217,7 @@ def test_end_by_eos(lm):
         for _step in tracer.iter[:]:
             states.append(lm.head_envoy.output)
         tokens = tracer.result.save()
-    assert torch.equal(tokens, _generate(lm, inputs, eos_token_id=token))
+    assert same(tokens, _generate(lm, inputs, eos_token_id=token))
     assert len(states) == step + 1 < STEPS
     assert same(list(states), _seen(lm, inputs, eos_token_id=token).outputs[lm.head])
 
@@ -226,6 +230,7 @@ def test_step_that_never_comes_says_why(lm):
     assert lm.path(1) in str(caught.value)
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_sampling_needs_a_seed(llama):
     """Sampling without a seed is refused, with what to write."""
     with (
@@ -247,8 +252,8 @@ def test_sampling_with_a_seed_is_repeatable(lm):
     for seed in (1, 1, 2):
         with lm.model.generate(inputs, max_new_tokens=8, do_sample=True, temperature=2.0, seed=seed) as tracer:
             found.append(tracer.result.save())
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
     assert same(_random_states(), states)
 
 
@@ -266,9 +271,9 @@ def test_invokes_in_a_generation(lm):
                 states.append(mine)
     whole = torch.cat(batch)
     expected, calls = _generate(lm, whole), _seen(lm, whole).outputs[lm.head]
-    assert torch.equal(torch.cat(results), expected)
+    assert same(torch.cat(results), expected)
     for step in range(STEPS):
-        assert torch.equal(torch.cat([mine[step] for mine in states]), calls[step][:, -1])
+        assert same(torch.cat([mine[step] for mine in states]), calls[step][:, -1])
 
 
 def test_prompts_of_unequal_length_in_a_generation(lm):

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.oracle.architectures import make
+from tests.oracle.compare import close, same
+from tests.oracle.degrees import every_degree, in_one_process
 from tests.oracle.hooks import changed, hooks_of, output_hook, seeing
 
 
@@ -69,7 +71,7 @@ def test_gradient_of_every_block(any_model):
             for value in hidden:
                 grads.append(value.grad.save())
     for got, expected in zip(grads, _expected(any_model, inputs), strict=True):
-        assert torch.equal(got, expected)
+        assert same(got, expected)
 
 
 def test_gradient_asked_for_before_backward(any_model):
@@ -79,8 +81,8 @@ def test_gradient_asked_for_before_backward(any_model):
         grad = any_model.at(1).output.grad.save()
         loss = _loss(any_model.head_envoy.output).save()
         loss.backward()
-    assert torch.equal(grad, _expected(any_model, inputs)[1])
-    torch.testing.assert_close(loss.detach(), _loss(any_model.logits(inputs)), atol=0, rtol=0)
+    assert same(grad, _expected(any_model, inputs)[1])
+    assert same(loss.detach(), _loss(any_model.logits(inputs)))
 
 
 def test_gradient_asked_for_after_backward(any_model):
@@ -90,7 +92,7 @@ def test_gradient_asked_for_after_backward(any_model):
         hidden = any_model.at(2).output
         _loss(any_model.head_envoy.output).backward()
         grad = hidden.grad.save()
-    assert torch.equal(grad, _expected(any_model, inputs)[2])
+    assert same(grad, _expected(any_model, inputs)[2])
 
 
 def test_gradient_of_inputs_and_submodules(any_model):
@@ -102,8 +104,38 @@ def test_gradient_of_inputs_and_submodules(any_model):
             inner_grad, entry_grad = inner.grad.save(), entry.grad.save()
     with Plain(any_model).watching(path, any_model.path(1)) as plain:
         _loss(plain.logits(inputs)).backward()
-    assert torch.equal(inner_grad, plain.grad(path))
-    assert torch.equal(entry_grad, plain.grad(any_model.path(1)))
+    assert same(inner_grad, plain.grad(path))
+    assert same(entry_grad, plain.grad(any_model.path(1)))
+
+
+@every_degree
+def test_gradient_at_every_module_of_a_block(lm):
+    """Inside of a block every module's output has its gradient, and one that is set there flows on."""
+    inputs, first = lm.inputs(), lm.path(0)
+    with seeing(lm.module) as seen:
+        lm.run(inputs)
+    paths, grads, flowed = seen.inside(lm.path(1)), [], []
+    with lm.model.session():
+        for path in paths:
+            with lm.model.trace(inputs):
+                earlier, inner = lm.at(0).output, lm.model.get(path).output
+                with _loss(lm.head_envoy.output).backward():
+                    grads.append(inner.grad.save())
+                    inner.grad[..., ::5] = 1
+                    flowed.append(earlier.grad.save())
+
+    def ones(gradient):
+        gradient = gradient.clone()
+        gradient[..., ::5] = 1
+        return gradient
+
+    for path, got, flow in zip(paths, grads, flowed, strict=True):
+        with Plain(lm).watching(first, path) as plain:
+            logits, kept = plain.logits(inputs), []
+            plain.values[path].register_hook(lambda gradient, kept=kept: kept.append(gradient) or ones(gradient))
+            _loss(logits).backward()
+        assert same(got, kept[0]), path
+        assert same(flow, plain.grad(first)), path
 
 
 def test_gradient_of_a_computed_value(any_model):
@@ -122,7 +154,7 @@ def test_gradient_of_a_computed_value(any_model):
 
     with torch.enable_grad(), output_hook(any_model.module, any_model.path(1), scale):
         _loss(Plain(any_model).logits(inputs)).backward()
-    assert torch.equal(grad, kept[0].grad)
+    assert same(grad, kept[0].grad)
 
 
 def _hooked_gradient(subject, inputs, change):
@@ -144,7 +176,7 @@ def test_gradient_that_is_set_flows_on(any_model, index):
         with _loss(any_model.head_envoy.output).backward():
             hidden.grad = hidden.grad * 3 + 1
             grad = earlier.grad.save()
-    assert torch.equal(grad, _hooked_gradient(any_model, inputs, lambda g: g * 3 + 1)[index])
+    assert same(grad, _hooked_gradient(any_model, inputs, lambda g: g * 3 + 1)[index])
 
 
 def test_gradient_changed_in_place_flows_on(any_model):
@@ -161,7 +193,7 @@ def test_gradient_changed_in_place_flows_on(any_model):
         gradient[..., ::2] = 0
         return gradient
 
-    assert torch.equal(grad, _hooked_gradient(any_model, inputs, zero)[0])
+    assert same(grad, _hooked_gradient(any_model, inputs, zero)[0])
 
 
 def test_gradient_replaced_by_zeros_stops_there(any_model):
@@ -195,7 +227,7 @@ def test_attribution_patching(any_model):
     for index, gradient in enumerate(_expected(any_model, corrupt)):
         path = any_model.path(index)
         expected = ((seen_clean.output(path) - seen.output(path)) * gradient).sum()
-        assert torch.equal(scores[index].detach(), expected)
+        assert same(scores[index].detach(), expected)
 
 
 def test_gradient_of_one_invoke_of_two(any_model):
@@ -208,8 +240,8 @@ def test_gradient_of_one_invoke_of_two(any_model):
             hidden = any_model.at(1).output
             with _loss(any_model.head_envoy.output).backward():
                 grad = hidden.grad.save()
-    torch.testing.assert_close(grad, _expected(any_model, batch[1])[1], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(other.detach(), any_model.logits(batch[0]), atol=1e-5, rtol=1e-4)
+    close(grad, _expected(any_model, batch[1])[1], atol=1e-5, rtol=1e-4)
+    close(other.detach(), any_model.logits(batch[0]), atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_of_both_invokes(any_model):
@@ -223,7 +255,7 @@ def test_gradients_of_both_invokes(any_model):
                 with _loss(any_model.head_envoy.output).backward(retain_graph=True):
                     grads.append(hidden.grad.save())
     for grad, inputs in zip(grads, batch, strict=True):
-        torch.testing.assert_close(grad, _expected(any_model, inputs)[1], atol=1e-5, rtol=1e-4)
+        close(grad, _expected(any_model, inputs)[1], atol=1e-5, rtol=1e-4)
 
 
 def test_two_backward_passes(any_model):
@@ -235,8 +267,8 @@ def test_two_backward_passes(any_model):
             first = hidden.grad.save()
         with logits.square().mean().backward():
             second = hidden.grad.save()
-    assert torch.equal(first, _expected(any_model, inputs)[1])
-    assert torch.equal(second, _expected(any_model, inputs, loss=lambda logits: logits.square().mean())[1])
+    assert same(first, _expected(any_model, inputs)[1])
+    assert same(second, _expected(any_model, inputs, loss=lambda logits: logits.square().mean())[1])
 
 
 def test_backward_with_a_gradient(any_model):
@@ -246,7 +278,7 @@ def test_backward_with_a_gradient(any_model):
         hidden, logits = any_model.at(1).output, any_model.head_envoy.output
         with logits.backward(gradient=torch.ones_like(logits) * 2):
             grad = hidden.grad.save()
-    assert torch.equal(grad, _expected(any_model, inputs, loss=lambda logits: (logits * 2).sum())[1])
+    assert same(grad, _expected(any_model, inputs, loss=lambda logits: (logits * 2).sum())[1])
 
 
 def test_gradient_of_a_changed_model(any_model):
@@ -258,7 +290,7 @@ def test_gradient_of_a_changed_model(any_model):
         with _loss(any_model.head_envoy.output).backward():
             grad = hidden.grad.save()
     with changed(any_model.module, {any_model.path(2): lambda value: value * 0.5}):
-        assert torch.equal(grad, _expected(any_model, inputs)[0])
+        assert same(grad, _expected(any_model, inputs)[0])
 
 
 def test_gradient_after_a_change_in_place(any_model):
@@ -274,7 +306,7 @@ def test_gradient_after_a_change_in_place(any_model):
         with _loss(any_model.head_envoy.output).backward():
             grad = hidden.grad.save()
     with changed(any_model.module, {any_model.path(2): silence}):
-        assert torch.equal(grad, _expected(any_model, inputs, blocks=[0])[0])
+        assert same(grad, _expected(any_model, inputs, blocks=[0])[0])
 
 
 def test_backward_leaves_the_model_as_it_was():
@@ -323,6 +355,7 @@ class Interrupts(torch.autograd.Function):
         return gradient
 
 
+@in_one_process("a signal to this process in a backward pass of it")
 def test_no_hook_stays_after_ctrl_c_in_the_backward(any_model):
     """SIGINT in the middle of the backward pass comes out as KeyboardInterrupt, and the next trace is right."""
     inputs = any_model.inputs()
@@ -334,5 +367,5 @@ def test_no_hook_stays_after_ctrl_c_in_the_backward(any_model):
     assert hooks_of(any_model.module) == []
     with any_model.model.trace(inputs):
         logits = any_model.head_envoy.output.save()
-    assert torch.equal(logits, any_model.logits(inputs))
+    assert same(logits, any_model.logits(inputs))
     assert not logits.requires_grad

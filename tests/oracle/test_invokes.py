@@ -1,7 +1,7 @@
 """Several prompts in one trace: each invoke sees and changes its own rows only, as if its prompt were alone.
 
 Where prompts share a forward, the oracle is that forward, bit for bit. Against the prompt alone the matrices have other
-shapes, and float32 sums come out in another order: `CLOSE` says by how much.
+shapes, and float32 sums come out in another order: `close` says by how much.
 """
 
 import pytest
@@ -11,14 +11,13 @@ from torch.utils._pytree import tree_leaves
 from nnsight_hpc import NNsight
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
 from tests.devices import DEVICE
+from tests.oracle.architectures import WIDTH
+from tests.oracle.compare import close, same
+from tests.oracle.degrees import every_degree, in_one_process
 from tests.oracle.hooks import changed, counting, seeing
 
 KINDS = ("output", "input")
-CLOSE = {"atol": 2e-5, "rtol": 2e-5}
-
-
-def close(got, expected):
-    torch.testing.assert_close(got, expected, **CLOSE)
+LONG = in_one_process("48 prompts with all modules each are half a minute, and 12 are there")
 
 
 def _seen(subject, inputs):
@@ -27,6 +26,7 @@ def _seen(subject, inputs):
     return seen
 
 
+@every_degree
 def test_equal_lengths_share_one_forward(any_model):
     """Three invokes of equal length run the model once, and each sees its rows of that forward, bit for bit."""
     batch = [any_model.inputs(seed=seed, rows=rows) for seed, rows in ((1, 1), (2, 2), (3, 1))]
@@ -40,7 +40,7 @@ def test_equal_lengths_share_one_forward(any_model):
     seen = _seen(any_model, torch.cat(batch))
     for got, path in ((blocks, any_model.path(2)), (logits, any_model.head)):
         assert [len(each) for each in got] == [1, 2, 1]
-        assert torch.equal(torch.cat(got), seen.output(path))
+        assert same(torch.cat(got), seen.output(path))
     for got, inputs in zip(logits, batch, strict=True):
         close(got, any_model.logits(inputs))
 
@@ -74,7 +74,7 @@ def test_every_module_shows_an_invoke_its_rows(any_model, kind):
     assert [path for path in refused if not path.endswith("experts.act_fn")] == []
 
 
-@pytest.mark.parametrize(("prompts", "tokens"), [(2, 2), (4, 4), (4, 1), (32, 3)])
+@pytest.mark.parametrize(("prompts", "tokens"), [(2, 2), (4, 4), (12, 1), pytest.param(WIDTH, 3, marks=LONG)])
 def test_batch_as_long_as_something_else(any_model, prompts, tokens):
     """As many prompts as tokens, heads, experts or the model is wide: each sees at every module what it gives alone."""
     batch = [any_model.inputs(seed=seed, rows=1, tokens=tokens) for seed in range(prompts)]
@@ -89,7 +89,7 @@ def test_batch_as_long_as_something_else(any_model, prompts, tokens):
         expected = [getattr(seen, kind)(path) for path in paths for kind in KINDS]
         for value, right in zip(tree_leaves(one), tree_leaves(expected), strict=True):
             if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, right, atol=1e-4, rtol=1e-4)
+                close(value, right, atol=1e-4, rtol=1e-4)
 
 
 def test_generation_with_as_many_prompts_as_tokens(lm):
@@ -114,8 +114,8 @@ def _check_generation(lm, options):
     for inputs, value, result in zip(batch, rows, results, strict=True):
         with seeing(lm.module) as seen:
             expected = lm.module.generate(inputs, attention_mask=torch.ones_like(inputs), **options)
-        torch.testing.assert_close(value, seen.output(lm.path(1), 1), atol=1e-4, rtol=1e-4)
-        assert torch.equal(result, expected)
+        close(value, seen.output(lm.path(1), 1), atol=1e-4, rtol=1e-4)
+        assert same(result, expected)
 
 
 def test_flattened_tokens_are_cut_by_the_invoke_s_tokens(flattening):
@@ -188,6 +188,7 @@ def _change(block, kind):
         block.skip(block.input)
 
 
+@every_degree
 @pytest.mark.parametrize("kind", ["set", "in place", "input"])
 def test_each_invoke_changes_its_own_rows(any_model, kind):
     """Different changes at one module in several invokes each act on their rows."""
@@ -245,8 +246,8 @@ def test_all_rows_invoke(any_model):
             everything = any_model.at(1).output.save()
     whole = torch.cat(batch)
     with changed(any_model.module, {any_model.path(1): lambda value: value * 2}):
-        assert torch.equal(torch.cat([first, second]), any_model.logits(whole))
-    assert torch.equal(everything, _seen(any_model, whole).output(any_model.path(1)) * 2)
+        assert same(torch.cat([first, second]), any_model.logits(whole))
+    assert same(everything, _seen(any_model, whole).output(any_model.path(1)) * 2)
 
 
 def test_all_rows_of_unequal_lengths(lm):
@@ -361,10 +362,10 @@ def test_list_of_prompts_is_padded_on_the_left(lm):
         logits = lm.head_envoy.output.save()
         ids = lm.model.inputs[1]["input_ids"].save()
         mask = lm.model.inputs[1]["attention_mask"].save()
-    assert torch.equal(mask, _padded(PROMPTS)["attention_mask"])
-    assert torch.equal(ids, _padded(PROMPTS)["input_ids"])
-    assert torch.equal(blocks, seen.output(lm.path(1)))
-    assert torch.equal(logits, seen.output(lm.head))
+    assert same(mask, _padded(PROMPTS)["attention_mask"])
+    assert same(ids, _padded(PROMPTS)["input_ids"])
+    assert same(blocks, seen.output(lm.path(1)))
+    assert same(logits, seen.output(lm.head))
 
 
 def test_rows_of_a_padded_list_are_the_prompts_alone(lm):
@@ -398,7 +399,7 @@ def test_single_invoke_is_the_trace(any_model):
     inputs = any_model.inputs()
     with any_model.model.trace() as tracer, tracer.invoke(inputs):
         logits = any_model.head_envoy.output.save()
-    assert torch.equal(logits, any_model.logits(inputs))
+    assert same(logits, any_model.logits(inputs))
 
 
 def test_gather_over_invokes(any_model):

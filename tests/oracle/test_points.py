@@ -3,11 +3,14 @@
 
 import pytest
 import torch
+from torch import nn
 
 from nnsight_hpc import NNsight
 from tests.devices import DEVICE
 from tests.oracle.architectures import WIDTH
-from tests.oracle.hooks import changed, counting, forward_of, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree
+from tests.oracle.hooks import changed, counting, forward_of, seeing
 
 
 def _seen(subject, inputs):
@@ -16,6 +19,7 @@ def _seen(subject, inputs):
     return seen
 
 
+@every_degree
 @pytest.mark.parametrize("kind", ["output", "input", "inputs"])
 def test_reads_every_module_that_runs(any_model, kind):
     """All modules' values, read in one trace, are those that hooks see, in the shape that the module gives them."""
@@ -41,7 +45,7 @@ def test_module_that_runs_twice_is_read_at_its_first_call():
     x, model = torch.randn(2, 3, device=DEVICE), NNsight(net)
     with model.trace(x):
         value = model[0].output.save()
-    assert torch.equal(value, x.tanh())
+    assert same(value, x.tanh())
 
 
 def test_attribute_path_and_index_are_the_same_module(llama):
@@ -69,7 +73,7 @@ def test_replaced_output_of_a_block(any_model, index):
         block.output = block.output * 2 - 1
         logits = any_model.head_envoy.output.save()
     with changed(any_model.module, {any_model.path(index): lambda value: value * 2 - 1}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_replaced_input_of_a_block(any_model):
@@ -80,7 +84,7 @@ def test_replaced_input_of_a_block(any_model):
         block.input = torch.sin(block.input)
         logits = any_model.head_envoy.output.save()
     with changed(any_model.module, inputs={any_model.path(1): torch.sin}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_replaced_inputs_of_a_block(any_model):
@@ -98,7 +102,7 @@ def test_replaced_inputs_of_a_block(any_model):
     handle = any_model.module.get_submodule(any_model.path(2)).register_forward_pre_hook(tripled, with_kwargs=True)
     expected = any_model.logits(inputs)
     handle.remove()
-    assert torch.equal(logits, expected)
+    assert same(logits, expected)
 
 
 def _neurons(value):
@@ -135,7 +139,27 @@ def test_change_in_place(any_model, change, kind):
         change(getattr(any_model.at(1), kind))
         logits = any_model.head_envoy.output.save()
     with changed(any_model.module, **{f"{kind}s": {any_model.path(1): change}}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
+
+
+def _every_fifth(value):
+    value[..., -1, ::5] = 10.0  # some of them on each rank, where ranks share the value
+
+
+@every_degree
+@pytest.mark.parametrize("kind", ["output", "input"])
+def test_change_at_every_module_of_a_block(lm, kind):
+    """Neurons set at any module inside of a block, however it is computed, act as in a hook."""
+    inputs, logits = lm.inputs(), []
+    paths = _seen(lm, inputs).inside(lm.path(1), kind)
+    with lm.model.session():
+        for path in paths:
+            with lm.model.trace(inputs):
+                _every_fifth(getattr(lm.model.get(path), kind))
+                logits.append(lm.head_envoy.output.save())
+    for path, got in zip(paths, logits, strict=True):
+        with changed(lm.module, **{f"{kind}s": {path: _every_fifth}}):
+            assert same(got, lm.logits(inputs)), path
 
 
 def test_several_changes_in_one_trace(any_model):
@@ -156,7 +180,7 @@ def test_several_changes_in_one_trace(any_model):
     outputs = {any_model.path(i): first_neuron(i) for i in range(4)}
     outputs |= {any_model.path(i, "mlp"): lambda value: value * 1.5 for i in range(4)}
     with changed(any_model.module, outputs):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_same_output_changed_twice_and_read_between(any_model):
@@ -171,11 +195,11 @@ def test_same_output_changed_twice_and_read_between(any_model):
         block.output[:] = block.output * 2
         end = block.output.save()
         logits = any_model.head_envoy.output.save()
-    assert torch.equal(start, seen)
-    assert torch.equal(middle, seen + 1)
-    assert torch.equal(end, (seen + 1) * 2)
+    assert same(start, seen)
+    assert same(middle, seen + 1)
+    assert same(end, (seen + 1) * 2)
     with changed(any_model.module, {any_model.path(1): lambda value: (value + 1) * 2}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_changed_output_of_one_block_is_the_input_of_the_next(any_model):
@@ -185,8 +209,8 @@ def test_changed_output_of_one_block_is_the_input_of_the_next(any_model):
         any_model.at(1).output = torch.cos(any_model.at(1).output)
         following = any_model.at(2).input.save()
         before = any_model.at(1).output.save()
-    assert torch.equal(following, before)
-    assert torch.equal(following, _seen(any_model, inputs).output(any_model.path(1)).cos())
+    assert same(following, before)
+    assert same(following, _seen(any_model, inputs).output(any_model.path(1)).cos())
 
 
 def test_activation_swapped_between_blocks(any_model):
@@ -198,7 +222,7 @@ def test_activation_swapped_between_blocks(any_model):
         any_model.at(2).output = source.flip(0) - any_model.at(2).output
         logits = any_model.head_envoy.output.save()
     with changed(any_model.module, {any_model.path(2): lambda value: early.flip(0) - value}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_attention_returns_a_tuple(attentive):
@@ -213,16 +237,17 @@ def test_attention_returns_a_tuple(attentive):
         logits = attentive.head_envoy.output.save()
     assert isinstance(whole, tuple)
     assert same(whole, seen)
-    assert torch.equal(inner, seen[0])
+    assert same(inner, seen[0])
 
     def zero_last(value):
         value[0][:, -1] = 0
 
     hooks = {attentive.path(1, "attention"): zero_last, attentive.path(2, "attention"): lambda v: (v[0] * 2, None)}
     with changed(attentive.module, hooks):
-        assert torch.equal(logits, attentive.logits(inputs))
+        assert same(logits, attentive.logits(inputs))
 
 
+@every_degree
 def test_model_output_by_name_and_attribute(lm):
     """The whole model's output has its fields by attribute and by key; `output.logits` may be computed with in the block."""
     inputs = lm.inputs()
@@ -232,12 +257,13 @@ def test_model_output_by_name_and_attribute(lm):
         out = lm.model.output.save()
         tokens = lm.model.output.logits.argmax(-1).save()
         by_key = lm.model.output["logits"][:, -1].save()
-    assert torch.equal(out.logits, expected)
-    assert torch.equal(out["logits"], expected)
-    assert torch.equal(tokens, expected.argmax(-1))
-    assert torch.equal(by_key, expected[:, -1])
+    assert same(out.logits, expected)
+    assert same(out["logits"], expected)
+    assert same(tokens, expected.argmax(-1))
+    assert same(by_key, expected[:, -1])
 
 
+@every_degree
 def test_parameters_are_values(any_model):
     """A parameter inside a trace is the module's own, also under arithmetic, and cannot be changed."""
     inputs, head = any_model.inputs(), any_model.module.get_submodule(any_model.head)
@@ -247,12 +273,13 @@ def test_parameters_are_values(any_model):
         weight = envoy.weight.save()
         logits = (envoy.input @ envoy.weight.T).save()
     seen = _seen(any_model, inputs)
-    assert torch.equal(weight, head.weight)
-    assert torch.equal(logits, seen.input(any_model.head) @ head.weight.T)
+    assert same(weight, head.weight)
+    assert same(logits, seen.input(any_model.head) @ head.weight.T)
     weight.zero_()
-    assert torch.equal(head.weight, before)
+    assert same(head.weight, before)
 
 
+@every_degree
 def test_logit_lens(any_model):
     """The final norm and the head, called on every block's output, give what they give in plain PyTorch."""
     inputs, lenses = any_model.inputs(), []
@@ -268,6 +295,21 @@ def test_logit_lens(any_model):
     assert same(lenses, expected)
 
 
+def test_called_module_that_works_in_place_changes_nothing_of_the_model():
+    """A module that writes into its input, called on a value that was read, writes into a copy."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)).eval()
+    x, model = torch.randn(3, 4), NNsight(module)
+    with model.trace(x):
+        called = model[2](model[0].output).save()
+        read = model[0].output.save()
+        later = model[1].output.save()
+    first = module[0](x)
+    assert torch.equal(called, first.relu())
+    assert torch.equal(read, first)
+    assert torch.equal(later, module[1](first))
+
+
 def test_called_module_sees_no_change_of_its_own_point(any_model):
     """A change at a module's output acts on the model's call of it, not on the researcher's."""
     inputs = any_model.inputs()
@@ -278,10 +320,11 @@ def test_called_module_sees_no_change_of_its_own_point(any_model):
         called = head(any_model.model.get(any_model.norm).output).save()
         changed_output = head.output.save()
     head = any_model.module.get_submodule(any_model.head)
-    assert torch.equal(called, head(seen.output(any_model.norm)))
+    assert same(called, head(seen.output(any_model.norm)))
     assert not changed_output.any()
 
 
+@every_degree
 @pytest.mark.parametrize("index", [0, 2])
 def test_skipped_block(any_model, index):
     """The block is not run, its output is the given value, and what comes after computes with it."""
@@ -294,8 +337,8 @@ def test_skipped_block(any_model, index):
     assert not [name for name in ran if name == path or name.startswith(f"{path}.")]
     with forward_of(any_model.module, path, lambda _forward, value, *_args, **_kwargs: value * 2):
         expected, seen = any_model.logits(inputs), _seen(any_model, inputs)
-    assert torch.equal(logits, expected)
-    assert torch.equal(output, seen.output(path))
+    assert same(logits, expected)
+    assert same(output, seen.output(path))
 
 
 def test_skipped_attention_returns_a_tuple(attentive):
@@ -307,7 +350,7 @@ def test_skipped_attention_returns_a_tuple(attentive):
         logits = attentive.head_envoy.output.save()
     zeros = torch.zeros(2, 5, WIDTH, device=DEVICE)
     with forward_of(attentive.module, attentive.path(1, "attention"), lambda _forward, *_a, **_k: (zeros, None)):
-        assert torch.equal(logits, attentive.logits(inputs))
+        assert same(logits, attentive.logits(inputs))
 
 
 def test_skipped_by_what_an_earlier_block_gave(any_model):
@@ -322,7 +365,7 @@ def test_skipped_by_what_an_earlier_block_gave(any_model):
         forward_of(any_model.module, any_model.path(1), same_value),
         forward_of(any_model.module, any_model.path(2), same_value),
     ):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_order_is_that_of_the_run_and_not_of_registration(any_model):
@@ -340,6 +383,6 @@ def test_order_is_that_of_the_run_and_not_of_registration(any_model):
             logits = any_model.head_envoy.output.save()
         factor = seen.output(earlier).mean()
         with changed(any_model.module, {later: lambda value, factor=factor: value * factor}):
-            assert torch.equal(logits, any_model.logits(inputs)), (earlier, later)
+            assert same(logits, any_model.logits(inputs)), (earlier, later)
     if any_model.name in {"opt", "gpt_neox"}:
         assert swapped, "these register a norm before what runs before it"

@@ -1,26 +1,36 @@
 """SmolLM2-135M and real text: what the API is for, end to end, against plain hooks."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 
 from nnsight_hpc import LanguageModel
 from nnsight_hpc.models import load
 from tests.devices import DEVICE
+from tests.oracle.compare import close, same, within_tolerances
+from tests.oracle.degrees import DEGREES, places
 from tests.oracle.hooks import changed, hooks_of, seeing
+from tests.oracle.on_ranks import OnRanks, RanksBackend
 
 PROMPT = "The Eiffel Tower is in the city of"
 
 
-@pytest.fixture(scope="module")
-def smol(smollm2):
-    """The wrapped model and the plain module."""
+@pytest.fixture(scope="module", params=places(["smollm2"], {3}.intersection(DEGREES)))
+def smol(request, smollm2):
+    """The wrapped model and the plain module, in one process, and spread over three ranks: it has nine heads."""
     loaded = load(str(smollm2))
-    return LanguageModel(loaded.module.to(DEVICE), tokenizer=loaded.tokenizer)
+    if request.param.ranks == 1:
+        return LanguageModel(loaded.module.to(DEVICE), tokenizer=loaded.tokenizer)
+    ranks = RanksBackend(partial(request.getfixturevalue("replicas").of, request.param.ranks), smollm2)
+    return OnRanks(loaded.module, ranks, tokenizer=loaded.tokenizer)
 
 
 @pytest.fixture(autouse=True)
-def _no_hooks_left(smol):
-    yield
+def _compared_as_it_ran(smol):
+    with within_tolerances() if isinstance(smol, OnRanks) else nullcontext():
+        yield
     assert hooks_of(smol.module) == []
 
 
@@ -36,7 +46,7 @@ def test_reads_and_the_answer(smol):
         token = smol.lm_head.output[:, -1].argmax(-1).save()
     with seeing(smol.module) as seen:
         _logits(smol, PROMPT)
-    assert torch.equal(hidden, seen.output("model.layers.11"))
+    assert same(hidden, seen.output("model.layers.11"))
     assert smol.tokenizer.decode(token) == " Paris"
 
 
@@ -51,7 +61,7 @@ def test_neurons_move_the_answer(smol):
         value[:, -1, neurons] = 10
 
     with changed(smol.module, inputs={"model.layers.20.mlp.down_proj": neuron_hook}):
-        assert torch.equal(logits, _logits(smol, PROMPT))
+        assert same(logits, _logits(smol, PROMPT))
 
 
 def test_patching_in_two_invokes_of_unequal_length(smol):
@@ -71,7 +81,7 @@ def test_patching_in_two_invokes_of_unequal_length(smol):
         value[:, -1] = source
 
     with changed(smol.module, {"model.layers.27": patch}):
-        torch.testing.assert_close(logits, _logits(smol, other)[:, -1], atol=1e-3, rtol=1e-4)
+        close(logits, _logits(smol, other)[:, -1], atol=1e-3, rtol=1e-4)
     assert smol.tokenizer.decode(logits.argmax(-1)) == " Paris"
 
 
@@ -81,7 +91,7 @@ def test_texts_of_unequal_length_as_a_list(smol):
     with smol.trace(texts):
         logits = smol.lm_head.output[:, -1].save()
     for row, text in enumerate(texts):
-        torch.testing.assert_close(logits[row], _logits(smol, text)[0, -1], atol=1e-3, rtol=1e-4)
+        close(logits[row], _logits(smol, text)[0, -1], atol=1e-3, rtol=1e-4)
 
 
 def test_generation(smol):
@@ -94,7 +104,7 @@ def test_generation(smol):
     given = smol.tokenizer(PROMPT, return_tensors="pt").to(DEVICE)
     with seeing(smol.module) as seen:
         expected = smol.module.generate(**given, max_new_tokens=5, do_sample=False)
-    assert torch.equal(tokens, expected)
+    assert same(tokens, expected)
     assert len(states) == 5
     for got, plain in zip(states, seen.outputs["model.layers.5"], strict=True):
-        assert torch.equal(got, plain[:, -1])
+        assert same(got, plain[:, -1])

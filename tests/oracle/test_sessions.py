@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
-from tests.oracle.hooks import changed, counting, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree, in_one_process
+from tests.oracle.hooks import changed, counting, seeing
 
 
 def _seen(subject, inputs):
@@ -14,6 +16,7 @@ def _seen(subject, inputs):
     return seen
 
 
+@every_degree
 def test_patching_from_an_earlier_trace(any_model):
     """A value of the first trace is put into the second, as a hook with the stored activation does."""
     clean, corrupt = any_model.inputs(seed=1), any_model.inputs(seed=2)
@@ -29,7 +32,7 @@ def test_patching_from_an_earlier_trace(any_model):
         value[..., -1, :] = source[..., -1, :]
 
     with changed(any_model.module, {any_model.path(2): patch}):
-        assert torch.equal(logits, any_model.logits(corrupt))
+        assert same(logits, any_model.logits(corrupt))
 
 
 def test_later_layer_of_an_earlier_trace_for_an_earlier_layer(any_model):
@@ -43,7 +46,7 @@ def test_later_layer_of_an_earlier_trace_for_an_earlier_layer(any_model):
             logits = any_model.head_envoy.output.save()
     source = _seen(any_model, inputs).output(any_model.path(3))
     with changed(any_model.module, {any_model.path(0): lambda _value: source}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
 def test_each_trace_of_a_session_stops_early(any_model):
@@ -70,7 +73,7 @@ def test_session_with_all_layers_patched(any_model):
     seen = _seen(any_model, clean)
     for index, score in enumerate(scores):
         with changed(any_model.module, {any_model.path(index): lambda _v, i=index: seen.output(any_model.path(i))}):
-            assert torch.equal(score, any_model.logits(corrupt).sum())
+            assert same(score, any_model.logits(corrupt).sum())
 
 
 def test_value_computed_between_traces(any_model):
@@ -85,11 +88,12 @@ def test_value_computed_between_traces(any_model):
             logits = any_model.head_envoy.output.save()
         direction = direction.save()
     expected = _seen(any_model, inputs).output(any_model.path(1)).mean(0, keepdim=True)
-    assert torch.equal(direction, expected)
+    assert same(direction, expected)
     with changed(any_model.module, {any_model.path(1): lambda value: value - expected}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
+@every_degree
 def test_gradients_in_a_session(any_model):
     """A steering step: the gradient of the first trace moves the activation in the second."""
     inputs = any_model.inputs()
@@ -122,7 +126,7 @@ def test_saved_value_of_an_earlier_trace_is_a_constant_of_the_next(any_model):
         any_model.at(1).output = hidden
         logits = any_model.head_envoy.output.save()
     with changed(any_model.module, {any_model.path(1): lambda _value: hidden}):
-        assert torch.equal(logits, any_model.logits(corrupt))
+        assert same(logits, any_model.logits(corrupt))
 
 
 def test_tracer_list_and_dict(any_model):
@@ -148,7 +152,7 @@ def test_list_with_items_and_index(any_model):
         pair = tracer.list([any_model.at(0).output, any_model.at(1).output])
         difference = (pair[1] - pair[0]).save()
     seen = _seen(any_model, inputs)
-    assert torch.equal(difference, seen.output(any_model.path(1)) - seen.output(any_model.path(0)))
+    assert same(difference, seen.output(any_model.path(1)) - seen.output(any_model.path(0)))
 
 
 def test_saved_list_of_python(any_model):
@@ -183,6 +187,7 @@ def test_log_and_print_show_values(any_model, capsys):
     assert written.count("plain") == 1
 
 
+@in_one_process("a Python function cannot be sent")
 def test_apply_runs_a_python_function(any_model):
     """`tracer.apply` runs any Python function on the value, locally."""
     inputs, seen_shapes = any_model.inputs(), []
@@ -196,9 +201,10 @@ def test_apply_runs_a_python_function(any_model):
         logits = any_model.head_envoy.output.save()
     assert seen_shapes == [tuple(_seen(any_model, inputs).output(any_model.path(1)).shape)]
     with changed(any_model.module, {any_model.path(1): lambda value: value * 2}):
-        assert torch.equal(logits, any_model.logits(inputs))
+        assert same(logits, any_model.logits(inputs))
 
 
+@in_one_process("refused while it is recorded: nothing is sent")
 def test_apply_is_refused_remotely_before_anything_is_sent(llama):
     """With `remote=True` a Python function is an error at its line, whether or not a cluster is there."""
     with pytest.raises((InvalidGraph, InvalidInput)) as caught:
@@ -218,5 +224,5 @@ def test_stored_graph_runs_again(any_model):
     graph = Graph.from_json(tracer.graph.to_json())
     again = any_model.model.run(graph, second)["logits"]
     with changed(any_model.module, {any_model.path(1): lambda value: value * 2}):
-        assert torch.equal(logits, any_model.logits(first))
-        assert torch.equal(again, any_model.logits(second))
+        assert same(logits, any_model.logits(first))
+        assert same(again, any_model.logits(second))

@@ -8,7 +8,9 @@ from torch import nn
 
 from nnsight_hpc import NNsight
 from tests.devices import DEVICE
-from tests.oracle.hooks import changed, copied, hooks_of, same, seeing
+from tests.oracle.compare import same
+from tests.oracle.degrees import every_degree, in_one_process
+from tests.oracle.hooks import changed, copied, hooks_of, seeing
 
 
 class Attention:
@@ -61,6 +63,7 @@ def test_output_of_the_attention_function(attentive, attention):
     assert hooks_of(attentive.module) == []
 
 
+@every_degree
 def test_arguments_of_the_attention_function(attentive, attention):
     """`inputs` of the operation are the arguments, here queries, keys and values after the module."""
     inputs = attentive.inputs()
@@ -77,9 +80,10 @@ def test_output_of_the_attention_function_replaced(attentive, attention):
         operation = attentive.at(1, "attention").source.attention_interface_0
         operation.output = (operation.output[0] * 2, None)
         logits = attentive.head_envoy.output.save()
-    assert torch.equal(logits, attention(inputs, lambda output: (output[0] * 2, None)).logits)
+    assert same(logits, attention(inputs, lambda output: (output[0] * 2, None)).logits)
 
 
+@every_degree
 def test_output_of_the_attention_function_changed_in_place(attentive, attention):
     """One head's output set to zero in place."""
     inputs = attentive.inputs()
@@ -91,7 +95,7 @@ def test_output_of_the_attention_function_changed_in_place(attentive, attention)
     with attentive.model.trace(inputs):
         attentive.at(1, "attention").source.attention_interface_0.output[0][:, :, 1] = 0
         logits = attentive.head_envoy.output.save()
-    assert torch.equal(logits, attention(inputs, silence).logits)
+    assert same(logits, attention(inputs, silence).logits)
 
 
 def test_attention_function_in_invokes(attentive, attention):
@@ -110,8 +114,8 @@ def test_attention_function_in_invokes(attentive, attention):
         return output
 
     watched = attention(torch.cat(batch), silence)
-    assert torch.equal(mine, watched.outputs[0][0][:1])
-    assert torch.equal(torch.cat([plain, silent]), watched.logits)
+    assert same(mine, watched.outputs[0][0][:1])
+    assert same(torch.cat([plain, silent]), watched.logits)
 
 
 def test_call_of_a_module_is_an_operation(any_model):
@@ -133,7 +137,7 @@ def test_call_of_a_module_is_an_operation(any_model):
         output = getattr(any_model.at(1, part).source, name).output.save()
     with seeing(any_model.module) as seen:
         any_model.run(inputs)
-    assert torch.equal(output, seen.output(f"{any_model.path(1, part)}.{child or 0}"))
+    assert same(output, seen.output(f"{any_model.path(1, part)}.{child or 0}"))
 
 
 class Own(nn.Module):
@@ -166,8 +170,8 @@ def test_operations_of_an_own_forward(own):
         source.torch_relu_0.output = source.torch_relu_0.output * 2 + 1
         out = model[2].output.save()
     hidden = own[1].inner(own[0](x))
-    assert torch.equal(before, hidden)
-    assert torch.equal(out, torch.cat([torch.relu(hidden) * 2 + 1, hidden], -1).sum(-1))
+    assert same(before, hidden)
+    assert same(out, torch.cat([torch.relu(hidden) * 2 + 1, hidden], -1).sum(-1))
     assert hooks_of(own) == []
 
 
@@ -178,7 +182,7 @@ def test_input_of_an_operation_replaced(own):
         model[1].source.torch_relu_0.input = -model[1].source.torch_relu_0.input
         out = model[2].output.save()
     hidden = own[1].inner(own[0](x))
-    assert torch.equal(out, torch.cat([torch.relu(-hidden), hidden], -1).sum(-1))
+    assert same(out, torch.cat([torch.relu(-hidden), hidden], -1).sum(-1))
 
 
 def test_operation_between_points_of_modules(own):
@@ -190,12 +194,13 @@ def test_operation_between_points_of_modules(own):
         model[1].source.torch_relu_0.output = model[1].inner.output
         out = model[2].output.save()
     hidden = own[1].inner(own[0](x))
-    assert torch.equal(out, torch.cat([hidden, hidden], -1).sum(-1))
+    assert same(out, torch.cat([hidden, hidden], -1).sum(-1))
     with pytest.raises(InvalidGraph, match="torch_relu_0"), model.trace(x):
         model[1].inner.output = model[1].source.torch_relu_0.output
         model[2].output.save()
 
 
+@in_one_process("about text, nothing is sent")
 def test_listing_names_the_operations(any_model):
     """The printed source has the operations' names beside the lines of the forward."""
     text = str(any_model.at(1).source)
@@ -205,6 +210,7 @@ def test_listing_names_the_operations(any_model):
         _ = any_model.at(1).source.nothing_like_it_0
 
 
+@every_degree
 def test_gradient_of_an_operation(attentive):
     """The output of an operation inside a forward has a gradient."""
     inputs = attentive.inputs()
@@ -226,7 +232,7 @@ def test_gradient_of_an_operation(attentive):
         attentive.run(inputs)
         handle.remove()
         found[0].log_softmax(-1)[..., 3].sum().backward()
-    assert torch.equal(grad, kept[0].grad)
+    assert same(grad, kept[0].grad)
 
 
 def test_error_leaves_the_forward_as_it_was(attentive):
@@ -237,4 +243,4 @@ def test_error_leaves_the_forward_as_it_was(attentive):
     inputs = attentive.inputs()
     with changed(attentive.module, {attentive.path(1): lambda value: value}), attentive.model.trace(inputs):
         logits = attentive.head_envoy.output.save()
-    assert torch.equal(logits, attentive.logits(inputs))
+    assert same(logits, attentive.logits(inputs))

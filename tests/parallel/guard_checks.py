@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from nnsight_hpc.parallel import Stop, Word
-from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, RequestCancelled, execution_error
+from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, ReplicaFailed, RequestCancelled, execution_error
 from tests.parallel.collective_checks import made
 from tests.parallel.torch_checks import Mlp
 
@@ -131,7 +131,7 @@ def check_faults_at_random_places(rank):
         slow.append(seconds)
         assert_healthy(rank)
     assert statistics.median(slow) < 0.5, slow
-    assert max(slow) < 5, slow
+    assert max(slow) < 20, slow
 
 
 def check_the_failed_rank_is_named(rank):
@@ -221,7 +221,7 @@ def check_cancelling_from_any_rank_at_any_word(rank):
         error, seconds = failure(rank, lambda: request(rank), stop if rank.world.rank == who else None)
         assert isinstance(error, RequestCancelled)
         assert str(error) == "somebody cancelled it"
-        assert seconds < 5
+        assert seconds < 20
         assert_healthy(rank)
 
 
@@ -236,7 +236,7 @@ def check_a_time_limit_ends_the_request_when_it_is_due(rank):
 
     error, seconds = failure(rank, endless, lambda: limit if rank.world.rank == 0 and time.monotonic() > due else None)
     assert str(error) == "it took longer than 0.3 s"
-    assert 0.1 < seconds < 3
+    assert 0.1 < seconds < 15
     assert_healthy(rank)
 
 
@@ -329,3 +329,53 @@ def check_without_a_request_there_are_no_words(rank):
     assert words == rank.guard.progress.words
     rank.guard.run(lambda: dist.all_reduce(torch.ones(1)))
     assert words + 2 == rank.guard.progress.words
+
+
+def check_a_rank_that_cannot_go_on_is_told_first(rank):
+    """A rank that finds, as it clears up after another's failure, that it cannot go on: all learn that the replica ends."""
+
+    def unclear():
+        try:
+            if rank.world.rank == 0:
+                raise_an_error()
+            dist.all_reduce(torch.ones(1))
+        finally:
+            if rank.world.rank == 1:
+                raise ReplicaFailed("its weights have changed")
+
+    error, _ = failure(rank, unclear)
+    assert isinstance(error, ReplicaFailed)
+    assert error.what == "its weights have changed"
+    assert "rank 0 on" in error.why
+    assert "a fault" in error.why
+    assert_same_everywhere(rank, error)
+
+
+def check_cancelling_between_words_is_no_failure(rank):
+    """One rank that finds its request cancelled while it computes ends it on all, in the words of a cancelled one."""
+
+    def cancelled():
+        if rank.world.rank == 1:
+            raise RequestCancelled("somebody cancelled it")
+        dist.all_reduce(torch.ones(1))
+
+    error, _ = failure(rank, cancelled)
+    assert (type(error), str(error)) == (RequestCancelled, "somebody cancelled it")
+    assert_healthy(rank)
+
+
+def check_an_error_is_in_no_circle(rank):
+    """What an error's frames hold is free when the error is dropped, not when Python next collects."""
+    alive = []
+
+    def hold():
+        asked = type("Asked", (), {})()
+        alive.append(weakref.ref(asked))
+        failure(rank, lambda: [asked, raise_an_error()])
+
+    gc.disable()
+    try:
+        hold()
+        assert [one() for one in alive] == [None]
+    finally:
+        gc.enable()

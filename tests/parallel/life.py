@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nnsight_hpc.parallel import Guard, Lockstep, Watchdog, form_group, join
+from nnsight_hpc.parallel import Guard, Lockstep, Watchdog, World, form_group, join
 
 LIMIT = 2.0
 
@@ -39,7 +39,8 @@ def happen(what: str) -> None:
         time.sleep(0.5 * LIMIT)
 
 
-def main(to_happen: str, folder: Path) -> None:
+def begin(folder: Path, limit: float) -> tuple[World, Guard, dist.ProcessGroup]:
+    """Join the world, watched; each rank's last words go to ``FOLDER/last-RANK``."""
     torch.set_num_threads(1)
 
     def last_words(error: Exception) -> None:
@@ -49,9 +50,15 @@ def main(to_happen: str, folder: Path) -> None:
     world = join(last_words)
     rank = world.rank
     guard = Guard(world)
-    form_group(world, guard)
+    group = form_group(world, guard)
+    Watchdog(world, guard.progress, last_words, limit=limit)
+    return world, guard, group
+
+
+def main(to_happen: str, folder: Path) -> None:
+    world, guard, _ = begin(folder, LIMIT)
+    rank = world.rank
     groups = [dist.new_group([0, 1]), dist.new_group([world.size - 2, world.size - 1])]
-    Watchdog(world, guard.progress, last_words, limit=LIMIT)
     affected = 0 if to_happen.startswith("leader ") else world.size - 1
 
     def handler(payload: memoryview) -> float:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from nnsight_hpc.parallel import Lockstep, Stop, Word
 from nnsight_hpc.wire.errors import HpcError, RequestCancelled
+from tests.rest import shares_at_rest
 
 
 def led(rank, handler, lead):
@@ -113,15 +116,9 @@ def check_a_request_can_be_cancelled(rank):
 
 def check_idle_followers_use_little_of_a_core(rank):
     """Followers that wait use under 2 % of a core."""
-    if rank.world.rank == 0:
-        led(rank, bytes, lambda _: time.sleep(3))
-        used = 0.0
-    else:
-        cpu, begun = time.process_time(), time.monotonic()
-        led(rank, bytes, None)
-        used = (time.process_time() - cpu) / (time.monotonic() - begun)
-    everyone = rank.world.comm.allgather(used)
-    assert max(everyone) < 0.02, everyone
+    followers = [psutil.Process(pid) for pid in rank.world.comm.allgather(os.getpid())[1:]]
+    shares = led(rank, bytes, lambda _: shares_at_rest(followers, 0.02)) or [0.0]
+    assert max(shares) < 0.02, shares
 
 
 def check_a_request_after_a_pause_is_noticed_at_once(rank):

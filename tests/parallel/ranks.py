@@ -11,8 +11,15 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 DEGREES = (2, 3, 4)
+
+
+def mostly(*degrees: int) -> list[object]:
+    """All numbers of ranks as parameters of a test; on others than these it runs in `make test-long` alone."""
+    return [ranks if ranks in degrees else pytest.param(ranks, marks=pytest.mark.long) for ranks in DEGREES]
 
 
 def mpirun(
@@ -38,12 +45,12 @@ def mpirun(
 
 
 @cache
-def answers(module: str, ranks: int, **environment: str) -> dict[str, str]:
+def answers(module: str, ranks: int, timeout: float = 250, **environment: str) -> dict[str, str]:
     """What each check of a module said on so many ranks: nothing, or on which ranks it failed and how."""
     with tempfile.TemporaryDirectory(prefix="nnh-mpi-") as folder:
         scratch = Path(folder)
         program = ["-m", "tests.parallel.rank", module, str(scratch / "answers")]
-        process = mpirun(ranks, program, scratch=scratch, timeout=250, **environment)
+        process = mpirun(ranks, program, scratch=scratch, timeout=timeout, **environment)
         process.wait()
         written = scratch / "answers"
         found = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []

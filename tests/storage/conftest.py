@@ -13,6 +13,7 @@ from nnsight_hpc.storage.schema import physical_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from random import Random
 
     import numpy.typing as npt
 
@@ -67,6 +68,24 @@ def write_slice() -> Callable[..., None]:
             for at in range(s.range.start, s.range.stop, 300):
                 for name, (_, rows) in data.items():
                     s.write(name, at, rows[at : min(at + 300, s.range.stop)])
+
+    return write
+
+
+@pytest.fixture
+def write_shuffled() -> Callable[..., None]:
+    """Write `rows` as the capture `x`, and finish: slices, and blocks in each, in the order that `order` makes."""
+
+    def write(writer: DatasetWriter, rows: npt.NDArray[Any], block: int, order: Random) -> None:
+        parts = writer.pending()
+        order.shuffle(parts)
+        for part in parts:
+            starts = list(range(part.start, part.stop, block))
+            order.shuffle(starts)
+            with writer.slice(part.number) as s:
+                for at in starts:
+                    s.write("x", at, rows[at : min(at + block, part.stop)])
+        writer.finish()
 
     return write
 

@@ -1,6 +1,5 @@
 """Killed writers, full disks, slow disks."""
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -10,32 +9,11 @@ import pytest
 
 from nnsight_hpc.storage import ActivationDataset, DatasetWriter
 from nnsight_hpc.wire.errors import Conflict, HpcError
+from tests.storage.killed_writer import write_until_killed
 
 
 def _shard_bytes(path):
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("c.*"))}
-
-
-_WRITER_THAT_STALLS = """
-    import sys, time
-    from pathlib import Path
-    import numpy as np
-    from nnsight_hpc.storage import DatasetWriter
-    path, rows = Path(sys.argv[1]), np.load(sys.argv[2])
-    writer = DatasetWriter(path, queue_bytes=4096)
-    for part in writer.pending():
-        with writer.slice(part.number) as s:
-            for at in range(part.start, part.stop, 64):
-                if part.number == 1 and at >= part.start + 1280:  # one of two shards is full by now
-                    print("stalled", flush=True)
-                    time.sleep(600)
-                s.write("x", at, rows[at:min(at + 64, part.stop)])
-"""
-
-
-def _start_stalling_writer(path, rows_file):
-    code = textwrap.dedent(_WRITER_THAT_STALLS)
-    return subprocess.Popen([sys.executable, "-c", code, path, rows_file], stdout=subprocess.PIPE, text=True)
 
 
 def test_a_writer_killed_in_the_middle_of_a_slice_is_resumed_to_identical_bytes(
@@ -44,14 +22,9 @@ def test_a_writer_killed_in_the_middle_of_a_slice_is_resumed_to_identical_bytes(
     """After SIGKILL the finished slices stand, the dataset is refused, and a resume gives what an unbroken run gives."""
     data = {"x": ("bfloat16", random_rows("bfloat16", (5000, 64)))}
     options = {"rows_per_slice": 2048, "shard_bytes": 1}
-    path, rows_file = tmp_path / "killed.zarr", tmp_path / "rows.npy"
-    np.save(rows_file, data["x"][1])
+    path = tmp_path / "killed.zarr"
     create(path, data, **options)
-    process = _start_stalling_writer(path, rows_file)
-    assert process.stdout.readline().strip() == "stalled"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
+    write_until_killed(path, data["x"][1])
 
     assert len(list((path / "activations/x").glob("c.2.0.*.partial"))) == 1  # a full shard of an unfinished slice
     assert sorted(f.name for f in (path / "activations/x").glob("c.*") if f.suffix != ".partial") == ["c.0.0", "c.1.0"]

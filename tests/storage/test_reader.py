@@ -73,9 +73,9 @@ def test_a_row_that_does_not_exist_is_an_index_error(ds, key):
     assert isinstance(error.value, InvalidInput)
 
 
-@pytest.mark.parametrize("key", [np.zeros(ROWS, dtype=bool), [1.5], [[1, 2]]])
+@pytest.mark.parametrize("key", [np.zeros(ROWS - 1, dtype=bool), True, [1.5], [[1, 2]], None, {}])
 def test_rows_are_not_chosen_by_other_things(ds, key):
-    """Masks, floats and nested lists are refused."""
+    """Masks of another length, floats and nested lists are refused."""
     with pytest.raises(InvalidInput, match="rows are chosen by"):
         ds["x"][key]
 
@@ -110,10 +110,69 @@ def test_documents_give_their_own_rows(ds, written):
             ds.document(index)
 
 
+def test_documents_are_found_by_their_id(ds):
+    """An id leads to its document; one that is not there is a KeyError of ours, also when it is longer than any."""
+    assert (ds.document("dernière").index, ds.document("empty").index) == (2, 1)
+    for name in ("derni", "dernière ", "", "x" * 2000):
+        with pytest.raises(KeyError, match="there is no document") as error:
+            ds.document(name)
+        assert isinstance(error.value, NotFound)
+
+
+def test_documents_come_in_order(ds):
+    """Iterating gives each document once, empty ones too, and their rows follow one another."""
+    documents = list(ds.iter_documents())
+    assert [(d.id, d.start, d.stop) for d in documents] == [
+        ("first", 0, 400),
+        ("empty", 400, 400),
+        ("dernière", 400, ROWS),
+    ]
+    assert [ds.document(i) for i in range(3)] == documents
+
+
+def test_rows_of_all_captures_come_together(ds, written):
+    """What indexes a capture indexes the dataset: a dict of captures and of what is known of the tokens."""
+    for key in (slice(395, 405), [3, -1], 7, np.arange(ROWS) % 7 == 0):
+        rows = ds[key]
+        assert list(rows) == ["x", "b", "input_ids", "document", "position"]
+        np.testing.assert_array_equal(written[key], rows["x"])
+        np.testing.assert_array_equal(np.arange(ROWS)[key], rows["input_ids"])
+        np.testing.assert_array_equal(ds.tokens.document[key], rows["document"])
+    assert list(ds.rows(slice(5), ["b"])) == ["b", "input_ids", "document", "position"]
+    with pytest.raises(KeyError):
+        ds.rows(slice(5), ["z"])
+
+
 def test_tokens_know_their_document_and_position(ds):
     """Positions count from the start of the document."""
     np.testing.assert_array_equal(ds.tokens.document[398:402], [0, 0, 2, 2])
     np.testing.assert_array_equal(ds.tokens.position[398:402], [398, 399, 0, 1])
+
+
+@pytest.mark.parametrize("ending", ["zarr", "hdf5"])
+def test_captures_of_documents_stand_apart_from_those_of_tokens(tmp_path, written, ending):
+    """A document gives its one row; rows of tokens, and batches, come without it, or say why it cannot be among them."""
+    writer = DatasetWriter.create(
+        tmp_path / f"n.{ending}",
+        captures=[CaptureSpec("x", (3, 2), "float32"), CaptureSpec("mean", (4,), "float32", rows="document")],
+        tokens=TokenTable(np.arange(ROWS), np.array([0, 400, ROWS]), ["a", "b"]),
+        provenance=Provenance(model="org/name"),
+    )
+    means = np.arange(8, dtype=np.float32).reshape(2, 4)
+    with writer.slice(0) as s:
+        s.write("x", 0, written)
+        s.write("mean", 0, means)
+    writer.finish()
+    ds = ActivationDataset(writer.path)
+    np.testing.assert_array_equal(ds["mean"][:], means)
+    np.testing.assert_array_equal(ds.document("b")["mean"], means[1])
+    np.testing.assert_array_equal(ds.document("b")["x"], written[400:])
+    assert list(ds[:5]) == ["x", "input_ids", "document", "position"]
+    rows = torch.cat([batch["x"] for batch in ds.to_torch(batch_size=300, shuffle=False)])
+    assert rows.numpy().tobytes() == written.tobytes()
+    for ask in (ds.to_torch, ds.to_xarray, lambda names: ds.rows(3, names)):
+        with pytest.raises(InvalidInput, match="mean: a row of this capture is a document"):
+            ask(["x", "mean"])
 
 
 def test_an_unknown_capture_is_a_key_error_that_lists_the_captures(ds):

@@ -21,7 +21,7 @@ def root(tmp_path):
 
 
 def _write(root, shard, blocks):
-    with ShardWriter(root, LAYOUT, shard) as writer:
+    with ShardWriter(root, LAYOUT.shard_file(shard)) as writer:
         for row, block in blocks:
             writer.write(row, block)
         entry = writer.seal(slice_number=7, writer="me")
@@ -67,7 +67,7 @@ def test_blocks_of_any_size_in_any_order_give_the_same_bytes(tmp_path_factory, c
 def test_a_shard_with_missing_rows_cannot_be_finished_and_leaves_nothing(root, random_rows):
     """The error names the rows, and no file stays behind."""
     rows = random_rows("bfloat16", (276, 3))
-    with ShardWriter(root, LAYOUT, 1) as writer:
+    with ShardWriter(root, LAYOUT.shard_file(1)) as writer:
         writer.write(1030, rows[:10])
         writer.write(1299, rows[:1])
         assert writer.missing() == [(1024, 1030), (1040, 1299)]
@@ -81,7 +81,7 @@ def test_a_shard_with_missing_rows_cannot_be_finished_and_leaves_nothing(root, r
 def test_rows_outside_of_the_shard_or_written_twice_are_refused(root, random_rows, row, count):
     """A plan that gives a row to two blocks, or to the wrong shard, does not go unnoticed."""
     rows = random_rows("bfloat16", (276, 3))
-    with ShardWriter(root, LAYOUT, 1) as writer:
+    with ShardWriter(root, LAYOUT.shard_file(1)) as writer:
         writer.write(1102, rows[:50])
         with pytest.raises(InvalidInput, match=r"not in this shard|written before"):
             writer.write(row, rows[:count])
@@ -90,10 +90,10 @@ def test_rows_outside_of_the_shard_or_written_twice_are_refused(root, random_row
 def test_a_writer_that_was_taken_over_cannot_publish(root, random_rows):
     """A paused writer that wakes after a resume does not replace its successor's file."""
     rows = random_rows("bfloat16", (276, 3))
-    with ShardWriter(root, LAYOUT, 1) as paused:
+    with ShardWriter(root, LAYOUT.shard_file(1)) as paused:
         paused.write(1024, rows[::-1])
         paused.seal(slice_number=0, writer="paused")
-        remove_partials(root, LAYOUT, 1)
+        remove_partials(root, LAYOUT.shard_file(1))
         _write(root, 1, [(1024, rows)])
         with pytest.raises(Conflict, match="took over"):
             paused.publish()

@@ -1,8 +1,14 @@
+import gc
+import signal
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from nnsight_hpc.wire.errors import InvalidInput, NotFound
@@ -89,11 +95,61 @@ def test_workers_that_persist_see_the_new_epoch(ds):
     np.testing.assert_array_equal(np.sort(second), np.arange(ROWS))
 
 
-def test_rows_are_mixed_across_the_buffer(ds):
-    """A batch draws from far more blocks than it would take to fill it."""
-    batch = next(iter(ds.to_torch(batch_size=256, buffer_rows=4096)))
-    blocks = torch.unique(batch["row"] // 256)
-    assert len(blocks) >= 12
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.fixed_dictionaries(
+        {"batch_size": st.integers(30, 900), "buffer_rows": st.integers(1, 4000), "shuffle": st.booleans()}
+    ),
+    workers=st.integers(1, 5),
+    world=st.integers(1, 4),
+    period=st.integers(1, 300),
+)
+def test_ranks_and_workers_share_out_the_rows(ds, sizes, workers, world, period):
+    """Whatever their number, and whatever rows are left out: every row that is asked for comes once, to one of them."""
+    options = {**sizes, "world": world, "where": lambda tokens: tokens.position % period == 0}
+    expected = np.flatnonzero(ds.tokens.position[:] % period == 0)
+    ranks = [ds.to_torch(["row"], rank=rank, **options) for rank in range(world)]
+    assert [len(expected)] * world == [dataset.rows for dataset in ranks]
+    batches = [batch for dataset in ranks for worker in range(workers) for batch in dataset._batches(worker, workers)]
+    rows = np.concatenate([batch["row"] for batch in batches])
+    np.testing.assert_array_equal(expected, np.sort(rows))
+    full = [ds.to_torch(["row"], rank=rank, drop_last=True, **options) for rank in range(world)]
+    lengths = [[len(batch["row"]) for w in range(workers) for batch in d._batches(w, workers)] for d in full]
+    assert [lengths[0]] * world == lengths
+    assert {sizes["batch_size"]} >= set(lengths[0])
+    assert sum(map(sum, lengths)) > len(expected) - world * workers * (sizes["batch_size"] + 256)
+
+
+def test_in_order_batches_are_full_and_in_order_with_a_condition(ds):
+    """What is left out leaves no short batches, and two workers give the same batches as none."""
+    dataset = ds.to_torch(["row"], batch_size=300, shuffle=False, where=lambda tokens: tokens.position > 0)
+    expected = np.flatnonzero(ds.tokens.position[:] > 0)
+    for workers in (0, 2):
+        batches = _load(dataset, workers)
+        np.testing.assert_array_equal(expected, _rows(batches))
+        assert {300} == {len(batch["row"]) for batch in batches[:-1]}
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_persistent_workers_lose_and_repeat_nothing(ds):
+    """Three workers share twenty blocks, epoch after epoch, without a row too many or too few."""
+    loader = DataLoader(ds.to_torch(["row"], batch_size=300), batch_size=None, num_workers=3, persistent_workers=True)
+    for _ in range(3):
+        np.testing.assert_array_equal(np.arange(ROWS), np.sort(_rows(loader)))
+
+
+def test_the_buffer_and_two_batches_are_all_that_is_held(tmp_path, write_dataset, random_rows):
+    """Of 20 MiB no more is in memory at any time than the buffer, a block, and the batches that are being made and used."""
+    rows, row_bytes = 20_480, 1024
+    ds = write_dataset(tmp_path / "n.zarr", {"x": ("uint8", random_rows("uint8", (rows, row_bytes)))})
+    dataset = ds.to_torch(batch_size=256, buffer_rows=2048)
+    tracemalloc.start()
+    try:
+        assert rows == sum(len(batch["x"]) for batch in dataset)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 2048 * row_bytes < peak < (2048 + 4 * 256) * row_bytes + 500_000
 
 
 @pytest.mark.parametrize(("batch_size", "buffer_rows"), [(1, 1), (ROWS, 1), (3 * ROWS, 10), (257, 10**9)])
@@ -121,12 +177,50 @@ def test_an_empty_dataset_has_no_batches(tmp_path, write_dataset, random_rows):
 
 def test_wrong_options_are_refused_before_anything_is_read(ds):
     """Sizes below one and unknown captures raise at once."""
-    with pytest.raises(InvalidInput):
-        ds.to_torch(batch_size=0)
-    with pytest.raises(InvalidInput):
-        ds.to_torch(buffer_rows=0)
+    for wrong in (
+        {"batch_size": 0},
+        {"buffer_rows": 0},
+        {"seed": -1},
+        {"world": 0},
+        {"rank": 2, "world": 2},
+        {"rank": -1},
+    ):
+        with pytest.raises(InvalidInput, match="must be at least"):
+            ds.to_torch(**wrong)
     with pytest.raises(NotFound):
         ds.to_torch(["nothing"])
+
+
+def _interrupted(dataset):
+    for _ in dataset:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _forgotten(dataset):
+    batches = iter(dataset)
+    next(batches)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_nothing_is_left_by_an_iterator_that_is_interrupted_or_dropped(ds, shuffle):
+    """Neither threads nor open files, after Ctrl-C and after a first batch; also in a DataLoader."""
+    dataset = ds.to_torch(batch_size=300, shuffle=shuffle)
+    for batches in (dataset, DataLoader(dataset, batch_size=None)):
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted(batches)
+        _forgotten(batches)
+    gc.collect()
+    files = [file.resolve() for file in Path("/proc/self/fd").iterdir()]
+    assert not [file for file in files if file.is_relative_to(ds.path)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dataset-reader")]
+
+
+def test_worker_processes_start_while_the_parent_reads_ahead(ds):
+    """A process that forks in the middle of an epoch of its own goes on, and so do its workers."""
+    mine = iter(ds.to_torch(["row"], batch_size=300))
+    first = [next(mine)]
+    np.testing.assert_array_equal(np.arange(ROWS), np.sort(_rows(_load(ds.to_torch(["row"], batch_size=300), 2))))
+    np.testing.assert_array_equal(np.arange(ROWS), np.sort(_rows([*first, *mine])))
 
 
 def test_reading_leaves_no_open_files(ds):

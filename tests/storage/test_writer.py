@@ -95,7 +95,7 @@ def test_the_padding_of_the_last_chunk_reads_as_the_fill_value_when_an_array_is_
     order=st.randoms(use_true_random=False),
 )
 def test_any_blocks_in_any_order_through_any_queue_give_the_rows_back(
-    *, tmp_path_factory, create, rows, slice_rows, shard_bytes, queue_bytes, block, order
+    *, tmp_path_factory, create, write_shuffled, rows, slice_rows, shard_bytes, queue_bytes, block, order
 ):
     """Sizes of slices, shards, blocks and queue, and the order of blocks and slices, change no row."""
     path = tmp_path_factory.mktemp("root") / "n.zarr"
@@ -103,15 +103,7 @@ def test_any_blocks_in_any_order_through_any_queue_give_the_rows_back(
     writer = create(
         path, {"x": ("float32", written)}, rows_per_slice=slice_rows, shard_bytes=shard_bytes, queue_bytes=queue_bytes
     )
-    parts = writer.pending()
-    order.shuffle(parts)
-    for part in parts:
-        starts = list(range(part.start, part.stop, block))
-        order.shuffle(starts)
-        with writer.slice(part.number) as s:
-            for at in starts:
-                s.write("x", at, written[at : min(at + block, part.stop)])
-    writer.finish()
+    write_shuffled(writer, written, block, order)
     np.testing.assert_array_equal(written, ActivationDataset(path)["x"][:])
     np.testing.assert_array_equal(written, zarr.open_array(str(path / "activations/x"), mode="r")[:])
 

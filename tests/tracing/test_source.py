@@ -11,7 +11,7 @@ from transformers.models.llama import modeling_llama
 
 from nnsight_hpc import NNsight
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
-from tests.oracle.architectures import ATTENTION, make
+from tests.oracle.architectures import ATTENTION, WIDTH, make
 
 MODELING = {"llama": modeling_llama, "gpt2": modeling_gpt2}
 PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj")
@@ -62,8 +62,8 @@ def test_reads_what_the_attention_function_gets_and_gives(architecture, implemen
     ((args, its_output),) = seen
     assert torch.equal(query, args[1])
     assert torch.equal(output, its_output[0])
-    assert output.shape == (2, 5, 4, 8)
-    assert after.shape == (2, 5, 32)
+    assert output.shape == (2, 5, *subject.heads)
+    assert after.shape == (2, 5, WIDTH)
 
 
 @CASES
@@ -128,14 +128,14 @@ def test_nested_source(monkeypatch):
     expected = subject.logits(inputs)
     assert torch.equal(logits, expected)
     assert torch.equal(pattern, seen[1])
-    assert pattern.shape == (2, 4, 5, 5)
+    assert pattern.shape == (2, subject.heads[0], 5, 5)
 
 
 @pytest.mark.parametrize("architecture", ATTENTION)
 def test_skipped_attention(architecture):
     """Attention of each architecture, skipped: the projection of the value given is what the module returns."""
     subject = make(architecture)
-    given = torch.randn(2, 5, 4, 8, generator=torch.Generator().manual_seed(3))
+    given = torch.randn(2, 5, *subject.heads, generator=torch.Generator().manual_seed(3))
     with subject.model.trace(subject.inputs()):
         subject.at(1, "attention").source.attention_interface_0.skip((given, None))
         output = subject.at(1, "attention").output[0].save()
@@ -302,5 +302,5 @@ def test_invokes_see_their_own_rows_of_an_operation():
             second = subject.at(1, "attention").source.attention_interface_0.output[0].save()
     with subject.model.trace(inputs):
         both = subject.at(1, "attention").source.attention_interface_0.output[0].save()
-    assert first.shape == (1, 5, 4, 8)
+    assert first.shape == (1, 5, *subject.heads)
     torch.testing.assert_close(torch.cat([first, second]), both)

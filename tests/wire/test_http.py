@@ -74,7 +74,7 @@ def server(tmp_path):
     yield open_stream
     asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(120)
     loop.close()
 
 
@@ -138,3 +138,19 @@ def test_download_of_a_body_that_ends_early_is_noticed(client):
     with pytest.raises(Unreachable, match="lost the connection"):
         client.download("/short", got.append)
     assert b"".join(got) == b"only this"
+
+
+@pytest.mark.parametrize(("size", "times"), [(0, 1), (60_000, 1), (70_000, 2)])
+def test_a_small_body_is_sent_together_with_the_head(server, size, times):
+    """One packet, so that every relay on the way wakes up once; a large body is not copied for it."""
+    sent = []
+
+    class Counted(socket.socket):
+        def sendall(self, data):
+            sent.append(len(data))
+            super().sendall(data)
+
+    client = HttpClient(lambda: Counted(fileno=server().detach()), peer="the test server")
+    assert client.call("POST", "/echo", b"x" * size) == b"x" * size
+    client.close()
+    assert len(sent) == times

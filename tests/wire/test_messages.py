@@ -1,38 +1,15 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nnsight_hpc.wire.errors import InvalidInput
-from nnsight_hpc.wire.messages import PoolSpec, RequestStatus, decode, encode
+from nnsight_hpc.wire.messages import RequestStatus, decode
 from nnsight_hpc.wire.names import check_name, check_request_id, new_request_id
 from nnsight_hpc.wire.states import RequestState
-
-
-def test_unknown_field_of_a_pool_is_named():
-    """A misspelt field of what people write is refused by name."""
-    with pytest.raises(InvalidInput, match="modle"):
-        decode(b'{"name": "a", "modle": "b"}', PoolSpec)
 
 
 def test_newer_side_may_add_fields():
     """A field that this version does not know is ignored in what programs exchange."""
     status = decode(b'{"id":"r","kind":"run","pool":"p","state":"QUEUED","user":"u","new":1}', RequestStatus)
     assert status.state is RequestState.QUEUED
-
-
-@given(st.builds(PoolSpec, name=st.text(), model=st.text(), nodes=st.integers(0, 2**31), setup=st.tuples(st.text())))
-def test_pool_survives_json(spec):
-    """A pool is the same after JSON, whatever its strings."""
-    assert decode(encode(spec), PoolSpec) == spec
-
-
-@given(st.binary())
-def test_any_bytes_are_a_pool_or_refused(data):
-    """Arbitrary bytes are refused as InvalidInput."""
-    try:
-        decode(data, PoolSpec)
-    except InvalidInput:
-        return
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a b", "-a", "a\n", "ä", "a" * 65, "$(x)"])

@@ -1,7 +1,7 @@
 import pytest
 
 from nnsight_hpc.wire.errors import Conflict
-from nnsight_hpc.wire.states import REPLICA_MOVES, REQUEST_MOVES, ReplicaState, RequestState, move
+from nnsight_hpc.wire.states import REPLICA_MOVES, REQUEST_MOVES, EndCause, ReplicaState, RequestState, move
 
 
 @pytest.mark.parametrize("table", [REQUEST_MOVES, REPLICA_MOVES])
@@ -31,3 +31,11 @@ def test_ended_request_stays_ended():
 def test_staying_is_allowed():
     """A report that repeats the state is no move."""
     assert move(ReplicaState.READY, ReplicaState.READY, of="replica a") is ReplicaState.READY
+
+
+def test_planned_ends_are_nobodys_fault():
+    """Every cause is somebody's decision, nobody's fault, or a failure, and what was planned is no failure."""
+    planned = {cause for cause in EndCause if cause.expected}
+    blameless = {cause for cause in EndCause if cause.blameless}
+    assert planned < blameless
+    assert set(EndCause) - blameless == {EndCause.OUT_OF_MEMORY, EndCause.LOST, EndCause.CRASHED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import time
@@ -13,8 +14,8 @@ import pytest
 
 from nnsight_hpc.slurm.batch.embedded import EmbeddedExecutor
 from nnsight_hpc.slurm.batch.executor import Executor, JobInfo, JobState
-from nnsight_hpc.wire.messages import PoolSpec
 from nnsight_hpc.wire.places import Places, places_at
+from nnsight_hpc.wire.pools import PoolSpec
 
 from .remote_executor import RemoteExecutor
 
@@ -46,22 +47,31 @@ class Bench:
         self.jobs.append(job)
         return job
 
+    def estimate(self, replica: str, **options: object) -> tuple[float | None, str]:
+        return self.executor.estimate(replica, self.spec(**options), self.places)
+
     def start(self, replica: str, behaviour: str = "", **options: object) -> str:
         """Submit, and wait until the worker is up."""
         job = self.submit(replica, behaviour, **options)
         wait_for((self.places.replica(replica) / "up").exists, lambda: self.log(replica))
         return job
 
-    def until(self, job: str, state: JobState, seconds: float = 30.0) -> JobInfo:
+    def until(self, job: str, state: JobState, seconds: float = 120.0) -> JobInfo:
         wait_for(lambda: self.info(job).state is state, lambda: str(self.info(job)), seconds)
         return self.info(job)
 
     def info(self, job: str) -> JobInfo:
-        return self.executor.query([job])[job]
+        return self.executor.survey([job], self.places).jobs[job]
 
     def log(self, replica: str) -> str:
         path = self.places.replica(replica) / "log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def end(self, replica: str) -> dict[str, str]:
+        """What the job's script has written down of its end."""
+        path = self.places.replica(replica) / "end.json"
+        wait_for(path.exists, lambda: self.log(replica))
+        return json.loads(path.read_text())
 
     def end_all(self) -> None:
         for job in self.jobs:
@@ -70,7 +80,7 @@ class Bench:
             self.until(job, JobState.ENDED)
 
 
-def wait_for(condition: Callable[[], bool], complaint: Callable[[], str], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], complaint: Callable[[], str], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, complaint()

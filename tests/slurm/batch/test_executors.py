@@ -17,7 +17,13 @@ import pytest
 
 from nnsight_hpc.slurm.batch.embedded import EmbeddedExecutor
 from nnsight_hpc.slurm.batch.executor import JobState, executor
+from nnsight_hpc.slurm.batch.log_lines import of_rank
 from nnsight_hpc.wire.errors import InvalidInput, ReplicaFailed
+from nnsight_hpc.wire.places import places_at
+from nnsight_hpc.wire.pools import PoolSpec
+from nnsight_hpc.wire.states import EndCause
+
+from .conftest import wait_for
 
 if TYPE_CHECKING:
     from .conftest import Bench
@@ -30,27 +36,55 @@ def test_a_job_runs_in_its_folder_and_ends_cleanly_when_drained(bench: Bench) ->
     assert bench.info(job).host
     bench.executor.drain(job)
     info = bench.until(job, JobState.ENDED)
-    assert info.reason == "ended with success"
+    assert (info.reason, info.cause) == ("ended with success", EndCause.DRAINED)
     assert bench.log("r1").splitlines()[-2:] == ["got USR2", "clean end"]
+    assert bench.end("r1")["cause"] == "DRAINED"
     assert f"works in {bench.places.replica('r1')}" in bench.log("r1")
 
 
 def test_a_job_says_with_which_exit_code_it_failed(bench: Bench) -> None:
-    """The worker's exit code is the job's."""
-    assert bench.until(bench.submit("r1", "fail"), JobState.ENDED).reason == "failed with exit code 7"
+    """The job is known to have failed; its script has written down how."""
+    assert EndCause.CRASHED is bench.until(bench.submit("r1", "fail"), JobState.ENDED).cause
+    assert "exit code 7" in bench.end("r1")["detail"]
 
 
 def test_a_worker_that_is_killed_is_told_apart(bench: Bench) -> None:
     """A worker that died of SIGKILL (the kernel's out-of-memory killer, say) is not an ordinary failure."""
-    assert "signal SIGKILL" in bench.until(bench.submit("r1", "crash"), JobState.ENDED).reason
+    assert EndCause.CRASHED is bench.until(bench.submit("r1", "crash"), JobState.ENDED).cause
+    assert "killed" in bench.end("r1")["detail"].lower()
+
+
+def test_a_survey_finds_the_jobs_of_a_home(bench: Bench) -> None:
+    """Also those that nobody asks for, while they have not ended; not those of another home."""
+    job = bench.start("r1")
+    found = bench.executor.survey([], bench.places)
+    assert ({}, {"r1": job}, "") == (found.jobs, found.ours, found.doubt)
+    assert bench.executor.survey([], places_at(bench.places.home / "other")).ours == {}
+    assert time.time() - 60 < bench.info(job).started < time.time() + 1
+    bench.executor.cancel(job)
+    bench.until(job, JobState.ENDED)
+    assert bench.executor.survey([], bench.places).ours == {}
+
+
+def test_an_estimate_starts_nothing(bench: Bench) -> None:
+    """Of an empty cluster, or this machine: about now."""
+    start, words = bench.executor.estimate("r1", bench.spec(), bench.places)
+    assert abs(start - time.time()) < 120, words
+    assert bench.executor.survey([], bench.places).ours == {}
+
+
+def test_a_job_that_runs_has_no_position(bench: Bench) -> None:
+    """Only one that waits for its turn has."""
+    assert bench.executor.position(bench.start("r1")) is None
 
 
 def test_cancel_lets_the_worker_clean_up(bench: Bench) -> None:
     """SIGTERM comes first, and the caller does not wait for the end."""
     job = bench.start("r1")
     bench.executor.cancel(job)
-    bench.until(job, JobState.ENDED)
+    assert EndCause.CANCELLED is bench.until(job, JobState.ENDED).cause
     assert "terminated" in bench.log("r1")
+    assert "got USR2" not in bench.log("r1")
 
 
 def test_cancel_ends_a_worker_that_ignores_sigterm(bench: Bench) -> None:
@@ -104,7 +138,8 @@ def test_a_local_worker_outlives_the_daemon_that_started_it(local: Bench) -> Non
         import json, sys
         from pathlib import Path
         from nnsight_hpc.slurm.batch.embedded import EmbeddedExecutor
-        from nnsight_hpc.wire.messages import PoolSpec, decode
+        from nnsight_hpc.wire.messages import decode
+        from nnsight_hpc.wire.pools import PoolSpec
         from nnsight_hpc.wire.places import places_at
         home, spec = json.loads(sys.argv[1])
         print(EmbeddedExecutor("tiny_worker").submit("r1", decode(spec.encode(), PoolSpec), places_at(Path(home))))
@@ -137,14 +172,15 @@ def test_another_process_with_the_same_pid_is_left_alone(local: Bench) -> None:
 
 
 def test_a_dead_worker_that_nobody_has_reaped_has_ended(local: Bench) -> None:
-    """Also for an executor that did not start it: a zombie runs no more. The one that did reaps it."""
+    """Also for an executor that did not start it: a zombie runs no more. Any survey of the one that did reaps it."""
     job = local.submit("r1", "fail")
     pid = int(job.split(":")[0])
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert JobState.ENDED is EmbeddedExecutor().query([job])[job].state
+    assert JobState.ENDED is EmbeddedExecutor().survey([job], local.places).jobs[job].state
     assert psutil.pid_exists(pid)
-    assert local.info(job).reason == "failed with exit code 7"
+    local.executor.survey([], local.places)
     assert not psutil.pid_exists(pid)
+    assert local.info(job).reason == "failed with exit code 7"
 
 
 def test_cancel_takes_what_the_worker_left_behind(local: Bench) -> None:
@@ -155,16 +191,16 @@ def test_cancel_takes_what_the_worker_left_behind(local: Bench) -> None:
     pid = int(marker.read_text())
     local.executor.cancel(job)
     local.until(job, JobState.ENDED)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid)
 
 
-def test_several_tasks_need_a_cluster(local: Bench) -> None:
-    """Without Slurm a replica is one process; more are refused, not ignored."""
-    with pytest.raises(InvalidInput, match="2 x 1 tasks"):
-        local.executor.script("r1", local.spec(nodes=2), local.places)
+def test_several_nodes_need_a_cluster(local: Bench) -> None:
+    """Without Slurm there is one machine; more are refused, not ignored."""
+    with pytest.raises(InvalidInput, match="asks for 2 nodes"):
+        local.executor.script("r1", local.spec(nodes=2, tp=2), local.places)
 
 
 def test_a_worker_that_cannot_be_started_is_an_error_in_words(local: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +233,31 @@ def test_nothing_here_loads_torch() -> None:
     assert done.stdout == "False\n"
 
 
-def test_signals_without_a_name_have_a_number(local: Bench) -> None:
-    """A real-time signal without a name of its own is shown as a number."""
+def test_a_worker_whose_script_was_killed_is_found_and_ended(local: Bench) -> None:
+    """It is a job of its own then, and no orphan."""
     job = local.start("r1")
-    os.kill(int(job.split(":")[0]), signal.SIGRTMIN + 3)
-    assert f"ended by signal {signal.SIGRTMIN + 3}" == local.until(job, JobState.ENDED).reason
+    os.kill(int(job.split(":")[0]), signal.SIGKILL)
+    assert local.until(job, JobState.ENDED).reason == "ended by signal SIGKILL"
+    orphan = local.executor.survey([job], local.places).ours["r1"]
+    assert orphan != job
+    local.executor.cancel(orphan)
+    local.until(orphan, JobState.ENDED)
+    assert local.executor.survey([], local.places).ours == {}
+
+
+def test_a_script_that_is_run_by_hand_is_a_job_like_others(local: Bench) -> None:
+    """It is found, and ended without what it was started from: here, a shell that is not led by it."""
+    folder = local.places.replica("r1")
+    local.make_folder(folder)
+    (folder / "script").write_text(local.executor.script("r1", local.spec(), local.places))
+    shell = ["bash", "-c", "bash script; echo lives on"]
+    with subprocess.Popen(shell, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True) as by_hand:
+        wait_for((folder / "up").exists, lambda: str(local.executor.survey([], local.places)))
+        job = local.executor.survey([], local.places).ours["r1"]
+        assert int(job.split(":")[0]) != by_hand.pid
+        local.executor.cancel(job)
+        assert "lives on" in by_hand.stdout.read()
+    assert local.end("r1")["cause"] == "CANCELLED"
 
 
 def test_the_log_grows_and_is_never_cut(local: Bench) -> None:
@@ -211,3 +267,41 @@ def test_the_log_grows_and_is_never_cut(local: Bench) -> None:
     local.make_folder = Path
     local.until(local.submit("r1", "fail"), JobState.ENDED)
     assert local.log("r1").splitlines()[0] == "before"
+
+
+def test_ranks_without_mpirun_are_refused_with_what_to_do(local: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the pool's setup may bring it; a single process needs none."""
+    monkeypatch.setenv("PATH", str(local.places.home))
+    with pytest.raises(InvalidInput, match="no mpirun") as caught:
+        local.executor.script("r1", PoolSpec(name="tiny", model="none", tp=2), local.places)
+    assert "openmpi" in caught.value.next
+    assert "mpirun $label -n 2" in local.executor.script("r1", local.spec(tp=2), local.places)
+    assert "mpirun $label" not in local.executor.script("r1", PoolSpec(name="tiny", model="none"), local.places)
+
+
+def test_ranks_on_this_machine_are_one_mpi_world(local: Bench) -> None:
+    """Below a real mpirun, whatever the folder is called; the script says how they ended."""
+    job = local.submit("r1", "mpi", tp=3)
+    assert local.until(job, JobState.ENDED, 120).reason == "ended with success"
+    assert [of_rank(local.log("r1"), rank).count("rank sum 3 of 3") for rank in range(4)] == [1, 1, 1, 0]
+    assert local.end("r1")["cause"] == "DRAINED"
+
+
+def test_cancel_ends_ranks_that_ignore_sigterm(local: Bench) -> None:
+    """The launcher and its ranks are gone after the grace, though each rank has a process group of its own."""
+    local.executor._grace = 10.0  # that of a real one: the launcher has its own, and then clears up
+    job = local.start("r1", "stubborn", tp=2)
+    leader = int(job.split(":")[0])
+    local.executor.cancel(job)
+    local.until(job, JobState.ENDED)
+    deadline = time.monotonic() + 120
+    while (left := [pid for pid in psutil.pids() if _session(pid) == leader]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0

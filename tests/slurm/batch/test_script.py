@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnsight_hpc.slurm.batch.options import time_limit
-from nnsight_hpc.slurm.batch.script import sbatch_script
+from nnsight_hpc.slurm.batch.options import farewell, memory_bytes, time_limit
+from nnsight_hpc.slurm.batch.script import local_script, sbatch_script
 from nnsight_hpc.wire.errors import InvalidInput
-from nnsight_hpc.wire.messages import PoolSpec
 from nnsight_hpc.wire.places import places_at
+from nnsight_hpc.wire.pools import PoolSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PLACES = places_at(Path("/shared/a b"))
 
 
-def script(mpi: str = "none", **options: object) -> str:
+def script(*, begin: float | None = None, **options: object) -> str:
     spec = PoolSpec(**{"name": "tiny", "model": "none", **options})
-    return sbatch_script("r1", spec, PLACES, worker="worker", mpi=mpi)
+    return sbatch_script("r1", spec, PLACES, worker="worker", begin=begin)
 
 
 def directives(text: str) -> list[str]:
@@ -59,18 +66,18 @@ def slurm_words(line: str) -> list[str]:
 
 
 def test_the_whole_script_of_a_simple_pool() -> None:
-    """Options sorted; no requeue, no environment, a log that is appended to, USR2 to the batch shell."""
+    """Options sorted; no requeue, no environment, a log that is appended to, a comment that names replica and home."""
     assert directives(script()) == [
         "--chdir=/shared/a b/replicas/r1",
-        "--comment=nnsight-hpc replica r1",
+        "--comment=nnsight-hpc replica r1 home 59ec8ecc",
         "--export=NONE",
         "--job-name=nnsight-hpc-tiny",
         "--no-requeue",
         "--nodes=1",
+        "--ntasks=1",
         "--ntasks-per-node=1",
         "--open-mode=append",
         "--output=/shared/a b/replicas/r1/log",
-        "--signal=B:USR2@120",
         "--time=01:00:00",
     ]
     assert "export SLURM_EXPORT_ENV=ALL" in script()
@@ -84,7 +91,7 @@ def test_all_resources_and_places() -> None:
     text = script(
         **options,
         nodes=2,
-        tasks_per_node=4,
+        tp=7,
         gpus_per_node=4,
         cpus_per_task=8,
         mem="64G",
@@ -92,16 +99,52 @@ def test_all_resources_and_places() -> None:
     )
     found = directives(text)
     expected = [f"--{key}={value}" for key, value in options.items()]
-    expected += ["--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8", "--mem=64G"]
+    expected += [
+        "--nodes=2",
+        "--ntasks=7",
+        "--ntasks-per-node=4",
+        "--gpus-per-node=4",
+        "--cpus-per-task=8",
+        "--mem=64G",
+    ]
     assert set(expected) < set(found)
     assert found[-2:] == ["--nice=1", "--hold"]
-    assert sorted(found[:-2]) == found[:-2]
+    assert sorted(found[:-2], key=lambda option: option.partition("=")[0]) == found[:-2]
 
 
-def test_several_tasks_run_under_mpi4py_and_srun_is_told_their_cpus() -> None:
-    """Some versions of srun do not inherit --cpus-per-task; an error of one rank aborts all."""
-    text = script("pmix", tasks_per_node=2, cpus_per_task=3)
-    assert f"srun --mpi=pmix --kill-on-bad-exit=1 --cpus-per-task=3 {sys.executable} -m mpi4py -m worker --home" in text
+def test_several_ranks_run_under_mpi4py_and_srun_is_told_their_cpus() -> None:
+    """Some versions of srun do not inherit --cpus-per-task; an error of one rank aborts all; each line says whose it is."""
+    lines = script(mpi="pmi2", tp=2, cpus_per_task=3).splitlines()
+    worker = f"{sys.executable} -m mpi4py -m worker --home '/shared/a b' --replica r1 --ranks 2"
+    assert f"srun --mpi=pmi2 --kill-on-bad-exit=1 --label --cpus-per-task=3 {worker} &" in lines
+
+
+def test_what_srun_needs_for_several_ranks_is_found_in_the_job() -> None:
+    """After the pool's setup, which may load another MPI library."""
+    lines = script(tp=2, setup=("module load openmpi",)).splitlines()
+    found = lines.index(f"mpi=$({sys.executable} -m nnsight_hpc.slurm.batch.mpi) || exit")
+    assert (
+        lines.index("module load openmpi")
+        < found
+        < next(n for n, li in enumerate(lines) if li.startswith("srun --mpi="))
+    )
+    assert 'srun --mpi="$mpi" --kill-on-bad-exit=1' in "\n".join(lines)
+
+
+def test_ranks_that_the_nodes_do_not_divide_are_spread() -> None:
+    """Each node gets its share, rounded up, until none is left."""
+    text = script(tp=5, nodes=2, mpi="pmix")
+    assert "srun --mpi=pmix --kill-on-bad-exit=1 --label --distribution=plane=3 " in text
+    assert "plane" not in script(tp=4, nodes=2, mpi="pmix")
+
+
+def test_ranks_on_this_machine_are_started_by_mpirun() -> None:
+    """One process needs no MPI at all."""
+    text = local_script("r1", PoolSpec(name="tiny", model="none", tp=3), PLACES, worker="worker")
+    assert (
+        f"mpirun $label -n 3 {sys.executable} -m mpi4py -m worker --home '/shared/a b' --replica r1 --ranks 3 &" in text
+    )
+    assert "mpirun" not in local_script("r1", PoolSpec(name="tiny", model="none"), PLACES, worker="worker")
 
 
 def test_gres_in_place_of_gpus_per_node() -> None:
@@ -119,9 +162,27 @@ def test_an_exclusive_node_comes_with_its_memory() -> None:
     assert not [option for option in directives(script()) if option.startswith("--mem")]
 
 
-def test_a_short_job_is_told_of_its_end_later() -> None:
-    """Two minutes before the end, but never in the first three quarters of the time."""
-    assert "--signal=B:USR2@30" in directives(script(time="2"))
+def test_a_job_may_begin_later() -> None:
+    """In seconds from now, whatever the clocks' zones; what is past or not given is no option."""
+    options = [option for option in directives(script(begin=time.time() + 90)) if "begin" in option]
+    assert options in (["--begin=now+90"], ["--begin=now+89"])
+    assert script() == script(begin=time.time() - 5) == script(begin=time.time())
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [(60, 7), (120, 15), (960, 120), (86400, 120)])
+def test_a_job_drains_before_its_end(limit: int, seconds: int) -> None:
+    """Two minutes before the end of a long job, an eighth of the time of a short one."""
+    assert seconds == farewell(limit)
+    assert f"left=$((ends - begun - {seconds}))" in script(time=f"0:{limit}")
+
+
+@pytest.mark.parametrize(
+    ("mem", "number"),
+    [("0", 0), ("4000", 4000 << 20), ("64G", 64 << 30), ("2T", 2 << 40), ("512M", 512 << 20), ("8K", 8192)],
+)
+def test_memory_in_slurms_forms(mem: str, number: int) -> None:
+    """Without a unit it is MiB."""
+    assert number == memory_bytes(mem)
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "gres"])
@@ -139,7 +200,7 @@ def test_a_value_is_one_value_or_refused(key: str, value: str) -> None:
 
 @given(
     argument=st.text(max_size=40).map("--".__add__)
-    | st.text("'\"\\ #a-=").map("--begin=".__add__)
+    | st.text("'\"\\ #a-=").map("--licenses=".__add__)
     | st.text(max_size=10)
 )
 def test_a_raw_argument_is_one_argument_or_refused(argument: str) -> None:
@@ -160,9 +221,7 @@ def test_a_setup_line_is_one_line_or_refused(line: str) -> None:
         text = script(setup=(line,))
     except InvalidInput:
         return
-    lines = text.split("\n")
-    lines.remove(line)
-    assert script().split("\n") == lines
+    assert Counter(text.split("\n")) - Counter(script().split("\n")) == {line: 1}
     assert directives(script()) == directives(text)
 
 
@@ -180,7 +239,8 @@ def test_a_setup_line_is_one_line_or_refused(line: str) -> None:
         {"mem": "8G --array=1-5"},
         {"mem": ""},
         {"nodes": 0},
-        {"tasks_per_node": -1},
+        {"tp": -1},
+        {"mpi": "pmix; id"},
         {"cpus_per_task": 0},
         {"gpus_per_node": -1},
         {"partition": "gpu\n#SBATCH --uid=0"},
@@ -193,6 +253,7 @@ def test_a_setup_line_is_one_line_or_refused(line: str) -> None:
         {"sbatch_args": ("--outp=/etc/x",)},
         {"sbatch_args": ("--arr=1-9",)},
         {"sbatch_args": ("--nodes=3",)},
+        {"sbatch_args": ("--begin=22:00",)},
         {"sbatch_args": ("-p gpu",)},
         {"sbatch_args": ("--mail-user=x\n--array=1-9",)},
         {"sbatch_args": ("--licenses=",)},
@@ -208,12 +269,12 @@ def test_bad_values_are_refused(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "seconds"),
+    ("text", "seconds"),
     [("10", 600), ("1:30", 90), ("02:00:00", 7200), ("1-12", 129600), ("1-0:30", 88200), ("2-01:01:01", 176461)],
 )
-def test_time_limits_in_slurms_forms(time: str, seconds: int) -> None:
+def test_time_limits_in_slurms_forms(text: str, seconds: int) -> None:
     """minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds."""
-    assert seconds == time_limit(time)
+    assert seconds == time_limit(text)
 
 
 @given(st.text())
@@ -222,8 +283,11 @@ def test_model_names_do_not_reach_the_script(model: str) -> None:
     assert script() == script(model=model)
 
 
-def test_bash_accepts_the_script() -> None:
+@pytest.mark.parametrize("tp", [1, 3])
+@pytest.mark.parametrize("make", [partial(sbatch_script, begin=None), local_script])
+def test_bash_accepts_the_script(make: Callable[..., str], tp: int) -> None:
     """`bash -n` reads it without a complaint."""
-    text = script(setup=("echo 'a \"b'",), nodes=2, cpus_per_task=1)
+    spec = PoolSpec(name="tiny", model="none", setup=("echo 'a \"b'",), nodes=2, tp=tp, cpus_per_task=1)
+    text = make("r1", spec, PLACES, worker="worker")
     done = subprocess.run(["bash", "-n"], input=text, check=False, capture_output=True, text=True, timeout=10)
     assert (done.returncode, done.stderr) == (0, "")

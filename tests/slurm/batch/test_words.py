@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 import pytest
 
 from nnsight_hpc.slurm.batch.reasons import PENDING, end_in_words, pending_in_words
 from nnsight_hpc.slurm.batch.refusals import refused
 from nnsight_hpc.wire.errors import InvalidInput, Unreachable
-from nnsight_hpc.wire.messages import PoolSpec
+from nnsight_hpc.wire.pools import PoolSpec
+
+if TYPE_CHECKING:
+    from .conftest import Recorded
 
 
 @pytest.mark.parametrize(
@@ -26,7 +32,7 @@ from nnsight_hpc.wire.messages import PoolSpec
         ),
         ("QOSMaxGRESPerUser", "the limit of the QOS on GPUs and the like (GRES) for each user is reached; see"),
         ("AssocGrpCpuLimit", "the limit of your account on CPUs is reached"),
-        ("AssocGrpGRESMinutes", "the limit of your account on GPU time is reached"),
+        ("AssocGrpGRESMinutes", "the limit of your account on the time on GPUs and the like (GRES) is reached"),
         ("QOSGrpNodeLimit", "the limit of the QOS on nodes is reached"),
         ("QOSMaxJobsPerUserLimit", "the limit of the QOS on jobs for each user is reached"),
         ("QOSMaxWallDurationPerJobLimit", "the limit of the QOS on time for each job is reached"),
@@ -47,14 +53,40 @@ def test_an_unknown_reason_is_shown_as_it_is(reason: str) -> None:
     assert reason == pending_in_words(reason)
 
 
-def test_every_reason_of_the_manual_has_words() -> None:
-    """Those that squeue(1) of 22.05 lists for waiting jobs."""
-    manual = """AssociationJobLimit AssociationResourceLimit AssociationTimeLimit BadConstraints BeginTime Cleaning
-        Dependency DependencyNeverSatisfied FrontEndDown InactiveLimit InvalidAccount InvalidQOS JobHeldAdmin JobHeldUser
-        JobLaunchFailure Licenses NodeDown PartitionDown PartitionInactive PartitionNodeLimit PartitionTimeLimit Priority
-        Prolog QOSJobLimit QOSResourceLimit QOSTimeLimit QOSUsageThreshold ReqNodeNotAvail Reservation Resources
-        SystemFailure WaitingForScheduling"""
-    assert set() == set(manual.split()) - set(PENDING)
+REASONS = """Prolog Priority Dependency Resources PartitionNodeLimit PartitionTimeLimit PartitionDown PartitionInactive
+    JobHeldAdmin JobHeldUser BeginTime Licenses AssociationJobLimit AssociationResourceLimit
+    AssociationTimeLimit Reservation ReqNodeNotAvail FrontEndDown SchedDefer NodeDown BadConstraints
+    SystemFailure JobLaunchFailure NonZeroExitCode RaisedSignal TimeLimit InactiveLimit InvalidAccount
+    InvalidQOS QOSUsageThreshold QOSJobLimit QOSResourceLimit QOSTimeLimit Cleaning QOSNotAllowed
+    AccountNotAllowed DependencyNeverSatisfied JobHoldMaxRequeue JobArrayTaskLimit BurstBufferResources
+    BurstBufferStageIn BurstBufferOperation PowerNotAvail PowerReserved DeadLine PartitionConfig
+    AccountingPolicy FedJobLock OutOfMemory MaxMemPerLimit ReservationDeleted ReservationInvalid Constraints
+    WaitingForScheduling None"""
+LIMITS = """QOSGrpCpuLimit QOSGrpCPUMinutesLimit QOSGrpCPURunMinutesLimit QOSGrpJobsLimit QOSGrpMemLimit QOSGrpNodeLimit
+    QOSGrpSubmitJobsLimit QOSGrpWallLimit QOSMaxCpuPerJobLimit QOSMaxCpuMinutesPerJobLimit QOSMaxNodePerJobLimit
+    QOSMaxWallDurationPerJobLimit QOSMaxCpuPerUserLimit QOSMaxJobsPerUserLimit QOSMaxNodePerUserLimit
+    QOSMaxSubmitJobPerUserLimit QOSMinCpuNotSatisfied AssocGrpCpuLimit AssocMaxJobsLimit AssocMaxCpuPerJobLimit
+    AssocMaxNodePerJobLimit AssocMaxWallDurationPerJobLimit AssocMaxSubmitJobLimit AssocGrpUnknownRunMinutes
+    AssocMaxMemPerNode AssocGrpEnergy AssocGrpGRESRunMinutes AssocMaxGRESMinutesPerJob AssocGrpLicense AssocGrpBB
+    QOSGrpMemoryRunMinutes QOSMaxMemoryPerUser QOSMinMemory QOSMinNode QOSMinEnergy QOSMaxGRESPerNode QOSMinGRES
+    QOSMaxLicensePerUser QOSMinBB MaxBBPerAccount MaxCpuPerAccount MaxGRESPerAccount MaxMemoryPerAccount MaxJobsPerAccount
+    MaxSubmitJobsPerAccount AssocGrpBillingRunMinutes QOSMaxBillingMinutesPerJob QOSMinBilling"""
+
+
+@pytest.mark.parametrize("reason", REASONS.split())
+def test_every_reason_has_a_sentence_and_an_action(reason: str) -> None:
+    """All that Slurm has had from 20.11 to 25.05 (src/common/job_state_reason.c), without those of limits."""
+    sentence, action = PENDING[reason]
+    assert sentence
+    assert action
+
+
+@pytest.mark.parametrize("reason", LIMITS.split())
+def test_every_limit_says_whose_and_of_what(reason: str) -> None:
+    """Names of limits are put together from parts, and so are the words."""
+    words = pending_in_words(reason)
+    assert re.match(r"(the limit of (the QOS|your account) on |asks for less than the QOS wants of )[^;]+; \w", words)
+    assert not re.search(r"on [A-Z][a-z]+(Minutes|Jobs)?[ ;]", words)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +95,7 @@ def test_every_reason_of_the_manual_has_words() -> None:
         (0, 0, "ended with success"),
         (1, 0, "failed with exit code 1"),
         (0, 15, "ended by signal SIGTERM"),
+        (0, 37, "ended by signal 37"),
         (139, 0, "failed with exit code 139, as after signal SIGSEGV"),
         (255, 0, "failed with exit code 255"),
     ],
@@ -84,7 +117,7 @@ time limits)"""
         (
             "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
             InvalidInput,
-            "sinfo -s",
+            "sacctmgr show associations",
         ),
         ("sbatch: error: Batch job submission failed: Invalid account specified", InvalidInput, "sacctmgr"),
         ("sbatch: error: Batch job submission failed: Invalid qos specification", InvalidInput, "sacctmgr"),
@@ -115,3 +148,23 @@ def test_refusals_say_what_to_check(words: str, kind: type[Exception], check: st
     assert kind is type(error)
     assert check in error.next
     assert "sbatch: error" not in error.why
+
+
+def test_a_refused_account_is_told_with_those_that_one_may_use(recorded: Recorded) -> None:
+    """Where the site has accounting: an association for each account, some for one partition only."""
+    recorded.program("sacctmgr", "lab||normal,long\nguests|gpu|\nlab||normal,long\n")
+    spec = PoolSpec(name="tiny", model="none", account="nope")
+    words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    assert refused(words, spec).next == "use account lab with qos normal or long; or account guests in partition gpu"
+    assert "show associations user=" in recorded.runs("sacctmgr")[0]
+    assert "sinfo -s" in refused("sbatch: error: invalid partition specified: nope", spec).next
+
+
+@pytest.mark.parametrize(
+    "answer", [{"err": "You are not running a supported accounting_storage plugin\n", "code": 1}, {}]
+)
+def test_without_accounting_there_is_still_something_to_look_at(recorded: Recorded, answer: dict[str, object]) -> None:
+    """An empty answer, too, names the command."""
+    recorded.program("sacctmgr", **answer)
+    spec = PoolSpec(name="tiny", model="none", qos="nope")
+    assert "sacctmgr show associations" in refused("Invalid qos specification", spec).next

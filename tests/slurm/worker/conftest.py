@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nnsight_hpc.wire.messages import EndRecord, PoolSpec, decode, encode
+from nnsight_hpc.wire.logs import readable
+from nnsight_hpc.wire.messages import decode, encode
 from nnsight_hpc.wire.places import Places, places_at
+from nnsight_hpc.wire.pools import PoolSpec
+from nnsight_hpc.wire.workers import EndRecord
 from tests.slurm.worker.stand_in import StandIn, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+WORKER = ("-m", "nnsight_hpc.slurm.worker")
 
 
 @dataclass
@@ -29,13 +35,15 @@ class Bench:
     spec: PoolSpec
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def worker(self, replica: str = "w1", *, job: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+    def worker(
+        self, replica: str = "w1", *, job: bool = True, program: tuple[str, ...] = WORKER, **environment: str
+    ) -> subprocess.Popen[bytes]:
         """Start a worker as an executor would: job.json in place, its output in the replica's log."""
         folder = self.places.replica(replica)
         folder.mkdir(parents=True, exist_ok=True)
         if job:
             (folder / "job.json").write_bytes(encode(self.spec))
-        command = [sys.executable, "-m", "nnsight_hpc.slurm.worker", "--home", self.places.home, "--replica", replica]
+        command = [sys.executable, *program, "--home", self.places.home, "--replica", replica]
         with (folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
@@ -43,14 +51,14 @@ class Bench:
         self.processes.append(process)
         return process
 
-    def ready_worker(self, replica: str = "w1") -> subprocess.Popen[bytes]:
-        process = self.worker(replica)
-        wait_for(lambda: process.poll() is not None or self._is_ready(replica), "a ready worker", 60)
+    def ready_worker(self, replica: str = "w1", program: tuple[str, ...] = WORKER) -> subprocess.Popen[bytes]:
+        process = self.worker(replica, program=program)
+        wait_for(lambda: process.poll() is not None or self._is_ready(replica), "a ready worker", 120)
         assert process.poll() is None, self.log(replica)
         return process
 
     def log(self, replica: str = "w1") -> str:
-        return (self.places.replica(replica) / "log").read_text()
+        return readable((self.places.replica(replica) / "log").read_text())
 
     def end_record(self, replica: str = "w1") -> EndRecord:
         return decode((self.places.replica(replica) / "end.json").read_bytes(), EndRecord)
@@ -62,7 +70,7 @@ class Bench:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(120)
         self.daemon.stop()
 
 

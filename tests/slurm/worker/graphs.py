@@ -9,7 +9,7 @@ import torch
 
 from nnsight_hpc.execution.values import save_tensors
 from nnsight_hpc.graph import Ref, TensorRef
-from nnsight_hpc.graph.build import FORWARD, LOG, READS, SAVE, GraphBuilder
+from nnsight_hpc.graph.build import FORWARD, GENERATE, LOG, READS, RESULT, SAVE, GraphBuilder
 from nnsight_hpc.graph.nodes import Source
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import DumpSpec, ModelIdentity, encode
@@ -38,6 +38,14 @@ def talking_frame(forwards: int = 1, *, line: str = "of layer 1") -> bytes:
         mean = Ref(builder.add("Tensor.mean", Ref(value)))
         builder.append(LOG, (f"mean {number}", line, mean), {}, Source("x.py", 3, "log(…)"))
     return _frame(builder, {}, {"ids": IDS})
+
+
+def sampled_frame(tokens: int, seed: int) -> bytes:
+    """Save ``tokens``: the prompt, and so many that are drawn."""
+    builder = GraphBuilder()
+    drawing = {"input_ids": TensorRef("ids"), "max_new_tokens": tokens, "do_sample": True, "seed": seed}
+    result = builder.add(RESULT, Ref(builder.append(GENERATE, (), drawing, None)))
+    return _frame(builder, {"tokens": builder.add(SAVE, Ref(result))}, {"ids": IDS})
 
 
 def operation_frame(op: str, *args: object) -> bytes:

@@ -14,32 +14,20 @@ import msgspec
 from aiohttp import web
 
 from nnsight_hpc.daemon.certificate import load_secret, server_context
-from nnsight_hpc.wire.errors import ErrorReport, HpcError, NotFound
+from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
 from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.http import ERROR
-from nnsight_hpc.wire.messages import (
-    DumpProgress,
-    EndRecord,
-    Lease,
-    LeaseRecord,
-    LogLine,
-    Orders,
-    Outcome,
-    PoolSpec,
-    WorkerHello,
-    WorkerReport,
-    WorkerWelcome,
-    decode,
-    encode,
-)
+from nnsight_hpc.wire.messages import DumpProgress, LeaseRecord, LogLine, decode, encode
+from nnsight_hpc.wire.workers import Begun, EndRecord, Lease, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nnsight_hpc.wire.places import Places
+    from nnsight_hpc.wire.pools import PoolSpec
 
 
-def wait_for(condition, what: str, seconds: float = 30.0) -> Any:
+def wait_for(condition, what: str, seconds: float = 120.0) -> Any:
     """The first true value of `condition()`, or a failed test that says `what` did not come."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -64,7 +52,7 @@ class StandIn:
         self.ends: list[EndRecord] = []
         self.started: list[str] = []
         self.refused = 0
-        self.orders = Orders()
+        self.orders, self.asked_for_orders = Orders(), 0
         self.unknown: set[str] = set()
         self.forgotten: set[str] = set()
         self.outcome_error: HpcError | None = None
@@ -77,7 +65,7 @@ class StandIn:
         up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(up)), daemon=True)
         self._thread.start()
-        assert up.wait(10)
+        assert up.wait(120)
 
     def stop(self) -> None:
         """Cut every connection at once and forget nothing, as a killed daemon does."""
@@ -87,7 +75,14 @@ class StandIn:
             self._loop = None
 
     def submit(
-        self, frame: bytes | None, *, kind: str = "run", attempt: int = 1, request: str = "", result: Path | None = None
+        self,
+        frame: bytes | None,
+        *,
+        kind: str = "run",
+        attempt: int = 1,
+        request: str = "",
+        result: Path | None = None,
+        result_bytes: int | None = None,
     ) -> str:
         """Queue a request; one whose bytes are gone when `frame` is None."""
         request = request or f"r-{secrets.token_hex(6)}"
@@ -96,11 +91,30 @@ class StandIn:
             write_atomically(path, frame)
         result = result or self.places.requests / f"{request}.{attempt}.result"
         self._waiting.append(
-            Lease(id=request, kind=kind, attempt=attempt, request=str(path), result=str(result), user="me")
+            Lease(
+                id=request,
+                kind=kind,
+                attempt=attempt,
+                request=str(path),
+                result=str(result),
+                user="me",
+                result_bytes=result_bytes,
+            )
         )
         return request
 
-    def outcome(self, request: str, seconds: float = 30.0) -> Outcome:
+    def submit_together(self, frames: list[bytes], *names: str) -> list[str]:
+        """Queue requests that may share a forward, all at once."""
+        leases = []
+        for request, frame in zip(names or [f"r-{secrets.token_hex(6)}" for _ in frames], frames, strict=True):
+            path, result = (self.places.requests / f"{request}.{end}" for end in ("request", "1.result"))
+            write_atomically(path, frame)
+            paths = {"request": str(path), "result": str(result)}
+            leases.append(Lease(id=request, kind="run", attempt=1, user="me", batch="same", **paths))
+        self._waiting += leases
+        return [lease.id for lease in leases]
+
+    def outcome(self, request: str, seconds: float = 120.0) -> Outcome:
         return wait_for(lambda: self.outcomes[request], f"the outcome of {request}", seconds)[0]
 
     def lines(self, request: str) -> list[LogLine]:
@@ -110,7 +124,7 @@ class StandIn:
     def result(self, request: str, attempt: int = 1) -> bytes:
         return (self.places.requests / f"{request}.{attempt}.result").read_bytes()
 
-    def wait_state(self, state: str, seconds: float = 60.0) -> WorkerReport:
+    def wait_state(self, state: str, seconds: float = 120.0) -> WorkerReport:
         wait_for(lambda: self.reports and self.reports[-1].state == state, f"state {state}", seconds)
         return self.reports[-1]
 
@@ -120,7 +134,7 @@ class StandIn:
         context = server_context(self.places)
         self.secret = load_secret(self.places)
         app = web.Application(middlewares=[self._check])
-        names = ("register", "report", "orders", "lease", "started", "log", "progress", "outcome", "end")
+        names = ("register", "report", "orders", "lease", "started", "log", "progress", "outcomes", "end")
         app.add_routes([web.post(f"/w1/{name}", getattr(self, f"_{name}")) for name in names])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await runner.setup()
@@ -178,6 +192,7 @@ class StandIn:
         return self.orders
 
     async def _orders(self, request: web.Request) -> Any:
+        self.asked_for_orders += 1
         end = time.monotonic() + float(request.query["wait"])
         while time.monotonic() < end and request.transport is not None:
             if self.orders != Orders():
@@ -188,13 +203,16 @@ class StandIn:
     async def _lease(self, request: web.Request) -> Any:
         end = time.monotonic() + float(request.query["wait"])
         while time.monotonic() < end and request.transport is not None:
-            if self._waiting:
-                return self._waiting.pop(0)
+            if waiting := self._waiting:
+                most = int(request.query["most"]) if waiting[0].batch else 1
+                given = [lease for lease in waiting[:most] if lease.batch == waiting[0].batch]
+                del waiting[: len(given)]
+                return given
             await asyncio.sleep(0.01)
-        return None
+        return []
 
     async def _started(self, request: web.Request) -> Any:
-        self.started.append(request.query["id"])
+        self.started += [begun.id for begun in decode(await request.read(), list[Begun])]
         return {}
 
     async def _log(self, request: web.Request) -> Any:
@@ -209,12 +227,13 @@ class StandIn:
         self.progress[request.query["id"]].append(decode(await request.read(), DumpProgress))
         return self.orders
 
-    async def _outcome(self, request: web.Request) -> Any:
-        outcome = decode(await request.read(), Outcome)
-        self.outcomes[outcome.id].append(outcome)
-        if self.outcome_error is not None:
-            raise self.outcome_error
-        return {}
+    async def _outcomes(self, request: web.Request) -> Any:
+        outcomes, error = decode(await request.read(), list[Outcome]), self.outcome_error
+        for outcome in outcomes:
+            self.outcomes[outcome.id].append(outcome)
+        if error is not None and not isinstance(error, Conflict | NotFound):
+            raise error
+        return [error and error.report() for _ in outcomes]
 
     async def _end(self, request: web.Request) -> Any:
         self.ends.append(decode(await request.read(), EndRecord))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -60,3 +61,15 @@ def test_a_daemon_that_has_forgotten_the_replica_is_told_again(daemon):
     request = daemon.submit(capture_frame())
     assert daemon.outcome(request).error is None
     assert hellos + 1 == len(daemon.hellos)
+
+
+def test_near_its_time_limit_a_worker_does_not_wait_for_a_daemon(bench):
+    """An outcome that nobody takes does not keep a draining worker until Slurm kills it; it ends with success."""
+    worker = bench.worker(NNSIGHT_HPC_ENDS=str(int(time.time())))
+    bench.daemon.wait_state("READY")
+    request = bench.daemon.submit(capture_frame(forwards=300))
+    wait_for(lambda: request in bench.daemon.started, "the start")
+    bench.daemon.stop()
+    worker.send_signal(signal.SIGUSR2)
+    assert worker.wait(120) == 0
+    assert bench.end_record().cause == "DRAINED"

@@ -14,12 +14,15 @@ import torch
 
 from nnsight_hpc.models import Loaded, load
 from nnsight_hpc.slurm.worker import dump as dump_module
+from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.corpus import tokenizer_hash
-from nnsight_hpc.slurm.worker.dump import dump
+from nnsight_hpc.slurm.worker.dumps import Dumps
+from nnsight_hpc.slurm.worker.model import Alone
 from nnsight_hpc.storage import ActivationDataset, read_attributes, read_manifest
 from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput, NotFound, RequestCancelled
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import DumpSpec, encode
+from nnsight_hpc.wire.workers import Lease
 from tests.devices import DEVICE
 from tests.models_for_tests import WORDS, save_tiny_llama
 from tests.slurm.worker.graphs import dump_frame
@@ -48,7 +51,14 @@ def loaded(tiny_llama):
 
 
 def run(frame, loaded, folder, *, cancelled=lambda: False, progress=lambda _: None):
-    return dump(frame, loaded, folder, cancelled=cancelled, progress=progress)
+    return go_on(Dumps(Alone(loaded)), 1, frame, folder, cancelled=cancelled, progress=progress)
+
+
+def go_on(dumps, attempt, frame, folder, *, gives_way=lambda: False, cancelled=lambda: False, progress=lambda _: None):
+    """One attempt of a worker that keeps `dumps`."""
+    lease = Lease(id="d", kind="dump", attempt=attempt, request="", result="", user="me")
+    given = {"cancelled": cancelled, "gives_way": gives_way, "progress": progress}
+    return dumps.run(lease, frame, folder, Allowance(None), **given)
 
 
 def hooked(loaded, text: str, context: int = 1024) -> list[torch.Tensor]:
@@ -178,7 +188,7 @@ def test_the_tokenizer_hash_does_not_depend_on_what_it_did(loaded):
         (lambda: dump_frame(["one"], ("model.layrs.*.output",)), NotFound, "model.layrs"),
         (lambda: dump_frame(["one"], ("model.output",)), InvalidInput, "not a tensor"),
         (lambda: dump_frame(["one"], LAYERS, dtype="int7"), InvalidInput, "int7"),
-        (lambda: dump_frame(["one"], LAYERS, format="hdf5"), InvalidInput, "hdf5"),
+        (lambda: dump_frame(["one"], LAYERS, format="csv"), InvalidInput, "csv"),
         (lambda: dump_frame(["one"], LAYERS, batch_tokens=0), InvalidInput, "batch_tokens"),
         (lambda: dump_frame(["one"], LAYERS, context=0), InvalidInput, "context"),
         (lambda: pack(encode(DumpSpec(name="set", captures=LAYERS)), b'{"id": "a"}'), InvalidInput, "text"),
@@ -225,6 +235,29 @@ def test_a_cancelled_dump_stops_and_is_not_complete(loaded, tmp_path):
         run(dump_frame(texts(50, (3, 40)), LAYERS), loaded, tmp_path, cancelled=lambda: next(asked, None) is None)
     assert not read_attributes(tmp_path / "set.zarr").complete
     assert list((tmp_path / "set.zarr").rglob("*.partial")) == []
+
+
+def test_a_dump_that_gives_way_goes_on_where_it_was(loaded, tmp_path, monkeypatch):
+    """Stopped after each batch it runs none twice, and the bytes are those of one run; so too where another worker had it."""
+    frame, ran = dump_frame(texts(12, (1, 30)), LAYERS, batch_tokens=64), []
+    whole = run(frame, loaded, tmp_path / "whole")
+    once = dump_module.Captor.run
+    monkeypatch.setattr(dump_module.Captor, "run", lambda self, ids: ran.append(len(ids)) or once(self, ids))
+    run(frame, loaded, tmp_path / "again")
+    expected, attempt = list(ran), 0
+    for folder, workers in (("one", [Dumps(Alone(loaded))]), ("two", [Dumps(Alone(loaded)) for _ in range(2)])):
+        ran.clear()
+        summary = None
+        for attempt in range(1, 4 * len(expected)):
+            patient = len(workers) == 2 and attempt > 6
+            worker = workers[attempt % 3 % len(workers)]
+            summary = go_on(worker, attempt, frame, tmp_path / folder, gives_way=lambda patient=patient: not patient)
+            if summary is not None:
+                break
+        assert summary["tokens"] == whole["tokens"]
+        assert digests(tmp_path / folder / "set.zarr") == digests(tmp_path / "whole" / "set.zarr")
+        if len(workers) == 1:
+            assert (ran, attempt) == (expected, len(expected) + 1)
 
 
 def test_slices_share_documents_at_their_borders(loaded, tmp_path, monkeypatch):

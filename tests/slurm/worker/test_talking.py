@@ -18,7 +18,7 @@ def test_lines_come_while_the_request_runs(resident):
     request = daemon.submit(talking_frame(300))
     wait_for(lambda: daemon.lines(request), "the first line")
     assert not daemon.outcomes[request]
-    outcome = daemon.outcome(request, 60)
+    outcome = daemon.outcome(request, 120)
     assert outcome.error is None
     lines = daemon.lines(request)
     assert [f"mean {number}" for number in range(300)] == [" ".join(line.text.split()[:2]) for line in lines]
@@ -31,7 +31,7 @@ def test_many_lines_share_a_call(resident):
     daemon = resident.daemon
     request = daemon.submit(talking_frame(300))
     begun = time.monotonic()
-    daemon.outcome(request, 60)
+    daemon.outcome(request, 120)
     seconds = time.monotonic() - begun
     assert len(daemon.lines(request)) == 300
     assert sum(one == request for one, _ in daemon.posts) <= 10 * seconds + 2
@@ -41,7 +41,7 @@ def test_a_request_may_not_talk_for_ever(resident):
     """Beyond a mebibyte one line says that there would be more, and the request completes."""
     daemon = resident.daemon
     request = daemon.submit(talking_frame(150, line="x" * 10_000))
-    assert daemon.outcome(request, 60).error is None
+    assert daemon.outcome(request, 120).error is None
     assert MOST < len(daemon.said[request]) < 1.1 * MOST
     assert "the log ends here" in daemon.lines(request)[-1].text
 
@@ -75,5 +75,5 @@ def test_lines_wait_for_a_daemon_that_is_away(bench, restart):
     bench.daemon.stop()
     time.sleep(1 if restart else 0)
     bench.daemon.start()
-    assert bench.daemon.outcome(request, 60).error is None
+    assert bench.daemon.outcome(request, 120).error is None
     assert len(bench.daemon.lines(request)) == 200

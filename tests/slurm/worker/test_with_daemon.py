@@ -17,9 +17,10 @@ from nnsight_hpc.execution.values import unpack_values
 from nnsight_hpc.storage import ActivationDataset
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
 from nnsight_hpc.wire.http import HttpClient
-from nnsight_hpc.wire.messages import DatasetStatus, LeaseRecord, PoolSpec, PoolStatus, RequestStatus, decode
+from nnsight_hpc.wire.messages import DatasetStatus, LeaseRecord, RequestStatus, decode
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.places import places_at
+from nnsight_hpc.wire.pools import PoolSpec, PoolStatus
 from tests.slurm.worker.graphs import capture_frame, dump_frame
 from tests.slurm.worker.stand_in import wait_for
 
@@ -40,7 +41,7 @@ class Cluster:
     def start(self) -> None:
         command = [sys.executable, "-m", "nnsight_hpc.daemon", "--executor", "embedded"]
         self.process = subprocess.Popen(command, env=self._environment, stdout=self._log, stderr=self._log)
-        wait_for(self._answers, "the daemon", 20)
+        wait_for(self._answers, "the daemon", 120)
 
     def kill(self) -> None:
         self.process.kill()
@@ -59,7 +60,7 @@ class Cluster:
             found.append(self.http.get(f"/v1/requests/{request}", RequestStatus))
             return found[-1].state in states
 
-        wait_for(reached, f"{request} in {states}", 60)
+        wait_for(reached, f"{request} in {states}", 120)
         return found[-1]
 
     def _open(self) -> socket.socket:
@@ -85,11 +86,11 @@ def cluster_of_one(tiny_llama):
         spec = PoolSpec(name="tiny", model=str(tiny_llama))
         cluster.http.put("/v1/pools/tiny", spec, PoolStatus)
         try:
-            wait_for(lambda: _state(cluster) == "READY", "a ready replica", 60)
+            wait_for(lambda: _state(cluster) == "READY", "a ready replica", 120)
             yield cluster
         finally:
             cluster.http.call("POST", "/v1/stop?workers=1", timeout=60)
-            cluster.process.wait(60)
+            cluster.process.wait(120)
 
 
 def _state(cluster: Cluster) -> str:
@@ -103,7 +104,7 @@ def _worker(cluster: Cluster) -> psutil.Process:
 
 
 def test_the_whole_life_with_the_real_daemon(cluster_of_one):
-    """Run, fail, dump; kill the daemon while a request runs, and get its result from the next one; drain at the end."""
+    """Run, fail, dump, run beside a dump; kill the daemon while a request runs, get its result from the next one; drain."""
     cluster = cluster_of_one
     worker = _worker(cluster)
     done = cluster.put(capture_frame())
@@ -124,6 +125,16 @@ def test_the_whole_life_with_the_real_daemon(cluster_of_one):
     assert status.complete
     assert len(ActivationDataset(status.path)) == 4
 
+    dump = new_request_id()
+    documents = dump_frame(["one two three"] * 20_000, ("model.layers.0.output",), name="e", batch_tokens=6)
+    cluster.http.put(f"/v1/datasets/e?pool=tiny&request={dump}", documents, RequestStatus)
+    cluster.until(dump, "RUNNING")
+    assert cluster.until(cluster.put(capture_frame()), "COMPLETED", "FAILED").state == "COMPLETED"
+    status = cluster.until(dump, "RUNNING")
+    assert "let others go first" in status.note
+    cluster.http.call("DELETE", f"/v1/requests/{dump}")
+    cluster.until(dump, "CANCELLED")
+
     long = cluster.put(capture_frame(forwards=400))
     cluster.until(long, "RUNNING")
     cluster.kill()
@@ -140,4 +151,4 @@ def test_the_whole_life_with_the_real_daemon(cluster_of_one):
     cluster.until(cancelled, "CANCELLED")
 
     worker.send_signal(signal.SIGUSR2)
-    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 10)
+    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 120)

@@ -1,0 +1,88 @@
+"""A request whose bytes are on disk, and how it comes into the queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nnsight_hpc.daemon import table
+from nnsight_hpc.daemon.refusals import check_dataset_is_free, check_own
+from nnsight_hpc.daemon.story import tell_of
+from nnsight_hpc.storage import dataset_folder
+from nnsight_hpc.wire.errors import Conflict
+from nnsight_hpc.wire.messages import DumpSpec
+from nnsight_hpc.wire.states import RequestState
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from nnsight_hpc.daemon.config import Config
+    from nnsight_hpc.daemon.table import Row
+
+
+class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of it when it comes.
+
+    `fingerprint` is that of the model its graph was made for, where given; `needs` how many seconds it takes at least, as
+    far as its sender knows. Those with the same `batch`, if any, may share a forward, in which it has so many `tokens`.
+    `digest` is that of its bytes.
+    """
+
+    id: str
+    kind: str
+    pool: str
+    user: str
+    received: float
+    fingerprint: str = ""
+    needs: float = 0.0
+    dump: DumpSpec | None = None
+    priority: int = 0
+    batch: str = ""
+    tokens: int = 0
+    digest: str = ""
+
+
+def enqueue(connection: sqlite3.Connection, new: NewRequest, config: Config) -> Row:
+    """The row of a request that is queued now, or as it is where its id is known.
+
+    Raises `Conflict` where its user has too many in the queue, or its dataset is there already, and `Denied` where the id is
+    that of another user's request.
+    """
+    known = table.find(connection, new.id)
+    if known is not None:
+        check_own(f"request {new.id}", known.user, new.user)
+        return known
+    _check_quota(connection, new.user, config.queued_per_user)
+    if new.dump is not None:
+        last = table.of_dataset(connection, new.dump.name)
+        check_dataset_is_free(new.dump, last, dataset_folder(config.places.datasets, new.dump.name), new.user)
+    row = table.insert(
+        connection,
+        id=new.id,
+        kind=new.kind,
+        pool=new.pool,
+        state=RequestState.RECEIVED,
+        user=new.user,
+        times={RequestState.RECEIVED: new.received},
+        fingerprint=new.fingerprint,
+        dataset=new.dump.name if new.dump else "",
+        dump=new.dump,
+        needs=new.needs,
+        priority=new.priority,
+        batch=new.batch,
+        tokens=new.tokens,
+        digest=new.digest,
+    )
+    tell_of(connection, row, f"queued for pool {row.pool} by {row.user}")
+    return table.move_to(connection, row, RequestState.QUEUED)
+
+
+def _check_quota(connection: sqlite3.Connection, user: str, most: int) -> None:
+    query = "SELECT count(*) FROM requests WHERE user = ? AND state = 'QUEUED'"
+    count = connection.execute(query, (user,)).fetchone()[0]
+    if count >= most:
+        raise Conflict(
+            f"{user} has {count} requests in the queue, and may not have more",
+            next="wait until some have run, or cancel some",
+        )

@@ -1,0 +1,49 @@
+"""Requests that ended long ago are forgotten, with their stories, within a transaction of the caller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nnsight_hpc.daemon import table
+from nnsight_hpc.storage import dataset_folder
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
+    from nnsight_hpc.daemon.table import Row
+
+_AT_ONCE = 500
+"""Requests in one transaction, so that those who wait for the database do not wait long."""
+_OLD = "ended > 0 AND ended < ?"
+
+
+def forget(connection: sqlite3.Connection, before: float, datasets: Path) -> list[Row]:
+    """Remove requests that ended before that time, some at once, and their stories; the rows as they were.
+
+    The newest request of a dataset that is still there stays: it says whose dataset that is.
+    """
+    names = connection.execute(f"SELECT DISTINCT dataset FROM requests WHERE {_OLD} AND dataset <> ''", (before,))  # noqa: S608 - constants
+    there = [name for (name,) in names if dataset_folder(datasets, name).exists()]
+    newest = "SELECT max(sequence) FROM requests WHERE dataset IN (SELECT value FROM json_each(?)) GROUP BY dataset"
+    rows = table.select(
+        connection,
+        f"{_OLD} AND sequence NOT IN ({newest})",
+        before,
+        msgspec.json.encode(there).decode(),
+        tail=f"ORDER BY ended LIMIT {_AT_ONCE}",
+    )
+    connection.executemany("DELETE FROM events WHERE subject = ?", [(f"request:{row.id}",) for row in rows])
+    connection.executemany("DELETE FROM requests WHERE sequence = ?", [(row.sequence,) for row in rows])
+    return rows
+
+
+def forget_stories(connection: sqlite3.Connection, before: float) -> None:
+    """Remove what happened before that time to pools that are no more; of those that are, `story` keeps the latest."""
+    connection.execute(
+        """DELETE FROM events WHERE subject >= 'pool:' AND subject < 'pool;' AND time < ?
+            AND substr(subject, 6) NOT IN (SELECT name FROM pools)""",
+        (before,),
+    )

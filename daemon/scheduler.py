@@ -1,0 +1,188 @@
+"""Which request goes next, from what is known in memory: the least of what users have had goes first.
+
+A run that waits goes before dumps, and a dump that runs gives way to it. Where the dump's user has had less than the run's,
+both take turns (`Config.turn`), so that neither starves the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from heapq import merge
+from itertools import chain, islice
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+from nnsight_hpc.daemon.queues import Order
+from nnsight_hpc.daemon.records import SPARE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from nnsight_hpc.daemon.backlog import Backlog
+    from nnsight_hpc.daemon.config import Config
+    from nnsight_hpc.daemon.holdings import Held, Holdings
+    from nnsight_hpc.daemon.queues import Waiting
+    from nnsight_hpc.daemon.records import Replica
+    from nnsight_hpc.daemon.roster import Roster
+    from nnsight_hpc.daemon.shares import Usage
+
+_FIRST_PACE, _LEAST_PACE = 1.0, 0.001
+_NEWEST = 0.1
+"""How much the newest request counts in the mean of a pool."""
+
+
+class Pace(NamedTuple):
+    """How many replicas of a pool serve, how many of them are free, and the seconds that a request took lately, if known."""
+
+    serving: int
+    free: int
+    seconds: float | None
+
+    def starts(self, position: int) -> float | None:
+        """When a request with so many before it may start, if all goes as lately; None where that is not known."""
+        ahead = max(0, position + 1 - self.free)
+        if not self.serving or (ahead and self.seconds is None):
+            return None
+        return time.time() + ahead * (self.seconds or 0.0) / self.serving
+
+
+class Scheduler:
+    """Decides; `requests` makes it so.
+
+    Attributes
+    ----------
+    usage
+        What each user has had, by name.
+    """
+
+    def __init__(self, backlog: Backlog, holdings: Holdings, roster: Roster, config: Config) -> None:
+        self._backlog, self._holdings, self._roster, self._config = backlog, holdings, roster, config
+        self.usage: dict[str, Usage] = {}
+        self._paces: dict[str, float] = {}
+
+    def ran(self, pool: str, seconds: float) -> None:
+        """A run of the pool has cost so much."""
+        pace = self._paces.get(pool, seconds)
+        self._paces[pool] = pace + _NEWEST * (seconds - pace)
+
+    def next(self, pool: str, replica: str, most: int, tokens: float) -> list[Waiting]:
+        """What the replica is to be given, if anything: several of one batch where they have so many tokens at most."""
+        queue, order, left = self._backlog.queue(pool), self._order(pool), self._left(replica)
+        run, dump = (
+            next(line.in_order(order, lambda one: one.needs <= left), None) for line in (queue.runs, queue.dumps)
+        )
+        if dump is not None and (run is None or self._is_owed(dump, run, order)):
+            return [dump]
+        if run is None:
+            return []
+        if not run.batch:
+            return [run]
+        others = queue.companions(run, order, lambda one: one.needs <= left)
+        most = min(most, ceil(queue.sharing(run) / max(1, self.pace(pool).free)))  # free replicas share a batch, too
+        return [run, *_while_room(islice(others, most - 1), tokens - run.tokens)]
+
+    def gives_way(self, replica: str) -> tuple[str, ...]:
+        """The dump that the replica is to interrupt, if so: one at a time, where a run waits that no replica is free for."""
+        pool = next((held.pool for held in self._holdings.all() if held.replica == replica), "")
+        queue = self._backlog.queue(pool)
+        dumps = [held for held in self._holdings.all() if held.pool == pool and held.kind == "dump"]
+        if all(dump.replica != replica for dump in dumps) or not len(queue.runs):
+            return ()
+        order, left = self._order(pool), {one.id: self._left(one.id) for one in self._serving(pool)}
+        run = next(queue.runs.in_order(order, lambda run: run.needs <= max(left.values(), default=0.0)), None)
+        if run is None:
+            return ()
+        able = {one for one, seconds in left.items() if run.needs <= seconds}
+        giving = [dump for dump in dumps if dump.replica in able and self._yields(dump, run, order)]
+        if not giving or able - {held.replica for held in self._holdings.all()}:
+            return ()
+        chosen = max(giving, key=lambda dump: (order.cost[dump.user], dump.id))
+        return (chosen.id,) if chosen.replica == replica else ()
+
+    def is_barred(self, user: str) -> bool:
+        """Whether he has as many replicas at work as he may have."""
+        return self._replicas_of()[user] >= self._config.running_per_user
+
+    # -- what people see -----------------------------------------------------------------------------------------
+
+    def position(self, pool: str, request: str) -> int | None:
+        """How many would go before it as things stand; None where it does not wait."""
+        queue = self._backlog.queue(pool)
+        one = queue.find(request)
+        return None if one is None else queue.before(one, self._order(pool))
+
+    def positions(self, pool: str, requests: Collection[str]) -> dict[str, int]:
+        """Those of these that wait for the pool, at once."""
+        queue = self._backlog.queue(pool)
+        most = sum(queue.find(request) is not None for request in requests)  # no look beyond the last of them
+        found = ((one.id, number) for number, one in self._places(pool) if one.id in requests)
+        return dict(islice(found, most))
+
+    def coming(self, user: str | None, most: int) -> dict[str, int]:
+        """What goes next of all pools, of one user or of all: so many at most, those with the least positions, and these."""
+        pools = self._backlog.pools()
+        places = [self._places(pool) if user is None else self._places_of(user, pool) for pool in pools]
+        return {one.id: number for number, one in islice(merge(*places), most)}
+
+    def waiting(self) -> Counter[str]:
+        """How many requests wait of each user, for all pools."""
+        return sum((self._backlog.queue(pool).counts() for pool in self._backlog.pools()), Counter())
+
+    def pace(self, pool: str) -> Pace:
+        """From which it follows when what waits for the pool may start."""
+        serving, busy = self._serving(pool), {held.replica for held in self._holdings.all()}
+        return Pace(len(serving), sum(one.id not in busy for one in serving), self._paces.get(pool))
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _order(self, pool: str) -> Order:
+        """What runs counts with what it has run so far, or is to run as far as known."""
+        now, step = time.time(), max(_LEAST_PACE, self._paces.get(pool, _FIRST_PACE))
+        cost: dict[str, float] = defaultdict(float)
+        for held in self._holdings.all():
+            cost[held.user] += held.share * max(step, now - held.since)
+        for user in {*cost, *self._backlog.queue(pool).users()} & self.usage.keys():
+            cost[user] += self.usage[user].at(now, self._config.half_life)
+        most = self._config.running_per_user
+        return Order(cost, step, frozenset(user for user, count in self._replicas_of().items() if count >= most))
+
+    def _places(self, pool: str) -> Iterator[tuple[int, Waiting]]:
+        """All that waits for a pool, with its position: as it would go if nobody were barred."""
+        queue, order = self._backlog.queue(pool), self._order(pool)._replace(barred=frozenset())
+        return enumerate(chain(queue.runs.in_order(order), queue.dumps.in_order(order)))
+
+    def _places_of(self, user: str, pool: str) -> Iterator[tuple[int, Waiting]]:
+        """As `_places`, of one user: at a cost that does not grow with what others have there."""
+        queue, order = self._backlog.queue(pool), self._order(pool)
+        return ((queue.before(one, order), one) for one in queue.of(user))
+
+    def _replicas_of(self) -> Counter[str]:
+        """On how many replicas something runs of each user."""
+        return Counter(user for user, _ in {(held.user, held.replica) for held in self._holdings.all()})
+
+    def _is_owed(self, dump: Waiting, run: Waiting, order: Order) -> bool:
+        """Whether a dump that waits goes before a run."""
+        return order.cost[dump.user] < order.cost[run.user] and self._had_a_turn(dump.since)
+
+    def _yields(self, dump: Held, run: Waiting, order: Order) -> bool:
+        """Whether a dump gives way to a run."""
+        return order.cost[run.user] <= order.cost[dump.user] or self._had_a_turn(dump.since)
+
+    def _had_a_turn(self, since: float) -> bool:
+        return time.time() - since >= self._config.turn
+
+    def _serving(self, pool: str) -> list[Replica]:
+        return [one for one in self._roster.replicas(pool) if one.serves and not self._roster.is_leaving(one)]
+
+    def _left(self, replica: str) -> float:
+        return self._roster.left(replica) - SPARE
+
+
+def _while_room(others: Iterable[Waiting], tokens: float) -> Iterator[Waiting]:
+    """Up to the first for which there is no room."""
+    for one in others:
+        tokens -= one.tokens
+        if tokens < 0:
+            return
+        yield one

@@ -1,0 +1,105 @@
+"""The model that a worker holds, in this process alone (`Alone`) or spread over several ranks (`ranks.Ranks`)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from nnsight_hpc.execution import run_graph
+from nnsight_hpc.execution.resident import Resident
+from nnsight_hpc.execution.values import load_tensors, save_tensors
+from nnsight_hpc.graph import Graph
+from nnsight_hpc.wire.frames import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    from nnsight_hpc.execution.estimate import Guard
+    from nnsight_hpc.models import Loaded
+
+
+class Program:
+    """A graph with its tensors, and the frame in which they travel: one is made of the other where it is asked for."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.graph, self.tensors = graph, tensors
+
+    @classmethod
+    def read(cls, frame: bytes | memoryview) -> Self:
+        """Raises `InvalidInput` and `InvalidGraph` for bytes that are none."""
+        header, block = unpack(frame)
+        program = cls(Graph.from_json(header), load_tensors(block))
+        program.frame = frame
+        return program
+
+    @cached_property
+    def frame(self) -> bytes | memoryview:
+        return pack(self.graph.to_json().encode(), save_tensors(self.tensors))
+
+
+def silent(_line: str, _source: str) -> None:
+    """What becomes of what a graph says where nobody listens."""
+
+
+class Model(Protocol):
+    """A model that runs programs, one at a time, in the thread that made it; a context manager that lets it go.
+
+    Attributes
+    ----------
+    sharers
+        How many processes run each program in the same memory.
+    """
+
+    @property
+    def loaded(self) -> Loaded: ...
+
+    @property
+    def sharers(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(
+        self,
+        program: Program,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        log: Callable[[str, str], None] = silent,
+        guard: Guard | None = None,
+    ) -> dict[str, Any]:
+        """What the program saves; arguments and errors as for `run_graph`."""
+
+    def restore(self) -> bool:
+        """Put back what a program has left beside the weights; False where it has changed those."""
+
+
+class Alone:
+    """A model in this process."""
+
+    sharers = 1
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded, self._resident = loaded, Resident(loaded.module)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing: the process ends soon."""
+
+    def run(
+        self,
+        program: Program,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        log: Callable[[str, str], None] = silent,
+        guard: Guard | None = None,
+    ) -> dict[str, Any]:
+        module = self.loaded.module
+        return run_graph(program.graph, program.tensors, module, cancelled=cancelled, log=log, guard=guard)
+
+    def restore(self) -> bool:
+        return self._resident.restore()

@@ -1,0 +1,32 @@
+"""An order to cancel ends what runs long before its own end, also where it looks nowhere into the model."""
+
+from __future__ import annotations
+
+import pytest
+
+from nnsight_hpc.wire.workers import Orders
+from tests.slurm.worker.graphs import capture_frame, dump_frame, sampled_frame
+from tests.slurm.worker.stand_in import wait_for
+
+MINUTES = 60_000
+"""Tokens, or documents."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "frame"),
+    [
+        ("run", lambda: sampled_frame(MINUTES, seed=1)),
+        ("dump", lambda: dump_frame(["one two three"] * MINUTES, ("lm_head.output",), name="given-up", batch_tokens=6)),
+    ],
+    ids=["generation", "dump"],
+)
+def test_what_would_take_minutes_ends_at_once(resident, kind, frame):
+    """It ends as cancelled, and the worker serves on."""
+    daemon = resident.daemon
+    request = daemon.submit(frame(), kind=kind)
+    wait_for(lambda: daemon.progress.get(request) if kind == "dump" else request in daemon.started, "its start", 30)
+    daemon.orders = Orders(cancel=(request,))
+    outcome = daemon.outcome(request, 120)
+    daemon.orders = Orders()
+    assert (outcome.cancelled, outcome.error) == (True, None)
+    assert daemon.outcome(daemon.submit(capture_frame())).error is None
