@@ -25,7 +25,7 @@ CONNECTIONS = 4
 def ask(daemon, pool, frame):
     """A checksum of the result of one request, sent and waited for as the backend of tracing does it."""
     request = new_request_id()
-    daemon.put(f"/v1/requests/{request}?pool={pool}", frame, RequestStatus)
+    daemon.put(f"/v1/requests/{request}?pool={pool}&exclusive=1", frame, RequestStatus)  # so that all have the same bytes
     check_completed(until_ended(daemon, request))
     return zlib.crc32(daemon.call("GET", f"/v1/requests/{request}/result"))
 

@@ -206,7 +206,7 @@ def test_requests_wait_for_the_daemon_only(course):
     A worker that has found no daemon for long looks for one every 15 s.
     """
     [(_, back)] = course.dead
-    assert max(one.done for one in course.touching(course.dead)) < back + 20
+    assert max(one.done for one in course.touching(course.dead)) < back + 60
 
 
 def test_successors_are_in_the_queue_long_before(course):
