@@ -3,7 +3,7 @@
 A random Llama of 8 million parameters, a prompt of 8 tokens, one saved value. The same trace runs in the researcher's
 process, in turns with it, and HTTP echoes of the same body sizes, with aiohttp as the daemon has it: ``echo`` by the same
 socket or by a channel of its own over the same kind of SSH connection; the ``echo of a worker`` goes on from there to another
-process over TLS and comes back, as a request does; the ``durable`` one has on the disk, too, what a daemon must not lose. The
+process over TLS and comes back, as a request does; the ``durable`` one has each step on the disk before the next, too. The
 ratios are of medians: what is added to the trace, to the echo.
 Then a client as Petals has it (`latency_petals.py`) beside ours, through a proxy that adds 20 ms to each round trip.
 ``--quick``: fewer rounds, and nothing that needs the cluster.

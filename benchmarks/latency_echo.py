@@ -7,8 +7,8 @@
     latency_echo.py relay FOLDER       stdio to that socket, as ``nnsight-hpc bridge`` relays
 
 ``POST /echo?bytes=N`` is answered with N bytes at once. ``POST /chain?bytes=N`` goes on to the worker and comes back, as a
-request does. ``POST /stored?bytes=N`` does that, too, and puts on the disk what has to be there so that nothing that was
-acknowledged is lost: the body and a row before it is acknowledged, that it was given away, the answer, and that it ended.
+request does. ``POST /stored?bytes=N`` does that, too, and puts each step on the disk before the next, as a queue does that
+acknowledges each: the body and a row, that it was given away, the answer, and that it ended.
 """
 
 from __future__ import annotations

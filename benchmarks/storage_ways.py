@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 import numpy as np
 import torch
 import zarr
+from peers import HAS_SAELENS, save_as_saelens, save_as_transformerlens
 from safetensors import numpy as safetensors
 
 from nnsight_hpc.storage import ActivationDataset, CaptureSpec, DatasetWriter, Provenance, TokenTable
@@ -46,7 +46,7 @@ def ways() -> dict[str, Way]:
         "safetensors": Way(_write_safetensors, {"": _read_safetensors}),
         "zarr-python": Way(_write_zarr_python, {"": _read_zarr_python}),
     }
-    return found if find_spec("datasets") else {name: way for name, way in found.items() if name != "SAELens"}
+    return found if HAS_SAELENS else {name: way for name, way in found.items() if name != "SAELens"}
 
 
 _random = np.random.default_rng(0)
@@ -114,17 +114,12 @@ def _plain_hdf5(path: Path) -> Iterator[npt.NDArray[np.generic]]:
 
 
 def _write_saelens(path: Path, rows: int) -> None:
-    """As its `CacheActivationsRunner` does: each buffer as a `datasets.Dataset` in a folder of its own."""
-    from datasets import Array2D, Dataset, Features, disable_progress_bars  # noqa: PLC0415 - where it is installed
-
-    disable_progress_bars()
-    features = Features({NAME: Array2D(shape=(CONTEXT, WIDTH), dtype="float16")})
     for number, buffer in _buffers(rows):
-        Dataset.from_dict({NAME: buffer}, features=features).save_to_disk(path / f"shard_{number}", num_shards=1)
+        save_as_saelens({NAME: buffer}, path, number)
 
 
 def _read_saelens(path: Path) -> Iterator[npt.NDArray[np.generic]]:
-    from datasets import concatenate_datasets, load_from_disk  # noqa: PLC0415 - as above
+    from datasets import concatenate_datasets, load_from_disk  # noqa: PLC0415 - where it is installed
 
     shards = [load_from_disk(str(shard)) for shard in sorted(path.iterdir())]
     table = concatenate_datasets(shards).with_format("numpy")
@@ -133,9 +128,8 @@ def _read_saelens(path: Path) -> Iterator[npt.NDArray[np.generic]]:
 
 
 def _write_transformerlens(path: Path, rows: int) -> None:
-    """As its users do: the cache of some batches, a dict of tensors, by `torch.save`."""
     for number, buffer in _buffers(rows):
-        torch.save({NAME: buffer}, path / f"{number}.pt")
+        save_as_transformerlens({NAME: buffer}, path, number)
 
 
 def _read_transformerlens(path: Path) -> Iterator[npt.NDArray[np.generic]]:

@@ -80,7 +80,7 @@ class RemoteBackend:
     def dump(self, spec: DumpSpec, block: bytes, model: NNsight) -> RemoteDump:  # noqa: ARG002
         """Have a dataset written on the pool, and return as soon as the daemon has stored what is to be done."""
         with kept_connection(self._cluster, patience=WHILE_WAITING) as daemon:
-            sent = send_dump(daemon, spec, block, self._pool)
+            sent = send_dump(daemon, spec, block, self._pool, idempotency_key=self._key, **self._sending)
         return RemoteDump(sent.id, spec.name, config.load().chosen(self._cluster))
 
     @contextmanager

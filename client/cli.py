@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "explain": ("explain", "Tell the story of a pool or a request, with times."),
         "logs": ("logs", "Show a pool's newest log, or what a request says."),
         "down": ("pools", "End a pool's workers; what runs has a minute."),
-        "gc": ("pools", "Cancel jobs that belong to no pool, and remove old folders."),
+        "gc": ("gc", "Cancel jobs that belong to no pool, and remove what is left over."),
     },
     "Requests": {
         "run": ("requests", "Run a stored graph on a pool."),
@@ -47,10 +47,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Datasets": {
         "dump": ("dump", "Write a pool's activations over a corpus as a dataset."),
-        "datasets": ("datasets", "List datasets."),
-        "fetch": ("datasets", "Copy a dataset here, checked; goes on where it stopped."),
+        "dumps": ("dumps", "List dumps: how far they are, and when they will be done."),
+        "ls": ("datasets", "List datasets, on the cluster and here."),
+        "fetch": ("datasets", "Copy a dataset here, or a part of it, checked; goes on where it stopped."),
         "convert": ("datasets", "Copy a dataset of this machine into the other format."),
-        "remove": ("datasets", "Remove a dataset from the cluster."),
+        "rm": ("datasets", "Remove datasets from the cluster."),
     },
     "Program": {
         "demo": ("demo", "Show everything on this machine, with a small model."),

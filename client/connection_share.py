@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.client.launch import wait_until_gone
 from nnsight_hpc.client.session import bridge_command, open_stream
-from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket, sharing_process
+from nnsight_hpc.client.share_socket import WANTED, WANTED_FILES, WANTED_IF_RUNNING, share_socket, sharing_process
 from nnsight_hpc.client.transport import transport_for
 from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound, Unreachable
 from nnsight_hpc.wire.messages import encode
@@ -107,10 +107,10 @@ def _attach(transport: Transport, stream: socket.socket, cluster: Cluster) -> No
     with spare:
         try:
             wanted = spare.recv(1)
-            if wanted not in (WANTED, WANTED_IF_RUNNING):
+            if wanted not in (WANTED, WANTED_IF_RUNNING, WANTED_FILES):
                 stream.close()
                 return
-            transport.attach(stream, bridge_command(cluster, start=wanted == WANTED))
+            transport.attach(stream, bridge_command(cluster, wanted))
         except HpcError as error:
             with suppress(OSError):  # whoever asked may have gone
                 spare.sendall(encode(error.report()) + b"\n")

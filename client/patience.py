@@ -46,7 +46,15 @@ class PatientClient(HttpClient):
         """As `HttpClient.call`; the last error, where the daemon stays out of reach for too long."""
         return self._patiently(lambda: super(PatientClient, self).call(method, path, body, timeout=timeout))
 
-    def download(self, path: str, write: Callable[[bytes], object], *, start: int = 0, timeout: float = 60.0) -> None:
+    def download(
+        self,
+        path: str,
+        write: Callable[[bytes], object],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        timeout: float = 60.0,
+    ) -> None:
         """As `HttpClient.download`, from where it stopped when the connection was lost, as long as more comes each time."""
         position = start
 
@@ -59,7 +67,7 @@ class PatientClient(HttpClient):
             before = position
             try:
                 return self._patiently(
-                    lambda: super(PatientClient, self).download(path, take, start=position, timeout=timeout)
+                    lambda: super(PatientClient, self).download(path, take, start=position, stop=stop, timeout=timeout)
                 )
             except Unreachable:
                 if position == before or not self.patience:

@@ -7,8 +7,9 @@ from pathlib import Path
 from nnsight_hpc.client.kept import kept_connection
 from nnsight_hpc.client.requests import RemoteRequest
 from nnsight_hpc.storage import ActivationDataset
+from nnsight_hpc.wire.dumps import DumpStatus
 from nnsight_hpc.wire.errors import NotFound
-from nnsight_hpc.wire.messages import DatasetStatus
+from nnsight_hpc.wire.messages import DatasetStatus, decode
 
 
 class RemoteDump(RemoteRequest):
@@ -17,6 +18,21 @@ class RemoteDump(RemoteRequest):
     def __init__(self, id: str, name: str, cluster: str | None = None) -> None:
         super().__init__(id, cluster)
         self.name = name
+
+    def pause(self) -> DumpStatus:
+        """Have it wait, after the batches that run, until `resume`; what is written stays.
+
+        Raises `Conflict` once it has ended.
+        """
+        return self._told("pause")
+
+    def resume(self) -> DumpStatus:
+        """Have it go on where it was."""
+        return self._told("resume")
+
+    def _told(self, what: str) -> DumpStatus:
+        with kept_connection(self.cluster) as daemon:
+            return decode(daemon.call("POST", f"/v1/dumps/{self.name}/{what}"), DumpStatus)
 
     @property
     def path(self) -> Path:

@@ -45,11 +45,32 @@ def request_path(
 
     Raises `InvalidInput` for what is no name, no duration, or no priority.
     """
+    query = _query(pool, needs=needs, priority=priority, digest=digest)
+    if exclusive:
+        query["exclusive"] = "1"
+    if wait is not None:
+        query["wait"] = f"{wait:g}"
+    return f"/v1/requests/{request}" + (f"?{urlencode(query)}" if query else "")
+
+
+def dump_path(
+    name: str,
+    request: str,
+    pool: str | None,
+    *,
+    needs: str | None = None,
+    priority: int = 0,
+    digest: str = "",
+) -> str:
+    """The path that a dump is put to which is to write the dataset `name`; the rest is as for `request_path`."""
+    query = _query(pool, needs=needs, priority=priority, digest=digest)
+    return f"/v1/datasets/{name}?{urlencode({'request': request, **query})}"
+
+
+def _query(pool: str | None, *, needs: str | None, priority: int, digest: str) -> dict[str, str]:
     query = {"pool": check_name(pool, of="pool")} if pool else {}
     if needs is not None:
         query["needs"] = f"{seconds_of(needs, key='needs'):g}"
-    if exclusive:
-        query["exclusive"] = "1"
     if priority not in PRIORITIES:
         raise InvalidInput(
             f"priority cannot be {priority!r}", next=f"give a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}"
@@ -58,9 +79,7 @@ def request_path(
         query["priority"] = str(int(priority))
     if digest:
         query["digest"] = digest
-    if wait is not None:
-        query["wait"] = f"{wait:g}"
-    return f"/v1/requests/{request}" + (f"?{urlencode(query)}" if query else "")
+    return query
 
 
 def request_id(daemon: HttpClient, idempotency_key: str | None) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import shlex
 import socket
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.client import config
+from nnsight_hpc.client.config import LOCAL
 from nnsight_hpc.client.hello import EndedBeforeHello, read_hello
 from nnsight_hpc.client.launch import ensure_daemon, open_socket
 from nnsight_hpc.client.patience import PatientClient
-from nnsight_hpc.client.share_socket import WANTED, WANTED_IF_RUNNING, share_socket
+from nnsight_hpc.client.share_socket import WANTED, WANTED_FILES, WANTED_IF_RUNNING, share_socket
 from nnsight_hpc.wire.errors import HpcError, Unreachable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nnsight_hpc.client.config import Cluster
     from nnsight_hpc.client.transport import Transport
 
@@ -43,6 +47,23 @@ def connect(
     )
 
 
+def dataset_clients(cluster: str | None = None, *, patience: float = 0.0) -> Callable[..., PatientClient]:
+    """Makes clients that read datasets, each with a stream of its own over one way to `cluster` (see `connect`).
+
+    What one has there oneself is read by the bridge, as the user that one is there (`client.files_bridge`); what lies
+    with the daemon of somebody else, and what is on this machine, by the daemon, which knows who may see what. Called
+    with ``ask=False``, it makes a client for which no person is asked when it has to log in: one login is enough.
+    """
+    profiles = config.load()
+    name = profiles.chosen(cluster)
+    profile = profiles.find(name)
+    if profile is None:
+        return lambda ask=True: connect(LOCAL, patience=patience)  # noqa: ARG005 - there is no login
+    remote = Remote(name, profile, files=True)
+    peer = f"{name} ({profile.host})"
+    return lambda ask=True: PatientClient(partial(remote.open, ask=ask), peer=peer, patience=patience)
+
+
 def _open_local(*, start: bool) -> socket.socket:
     return open_socket(ensure_daemon("embedded", start=start))
 
@@ -50,21 +71,28 @@ def _open_local(*, start: bool) -> socket.socket:
 class Remote:
     """Streams to the daemon of one cluster; the SSH connection is kept between them while it lives."""
 
-    def __init__(self, name: str, cluster: Cluster, *, start: bool = True, login: bool = True) -> None:
-        self._name, self._cluster, self._start, self._login = name, cluster, start, login
-        self._command = bridge_command(cluster, start=start)
+    def __init__(
+        self, name: str, cluster: Cluster, *, start: bool = True, login: bool = True, files: bool = False
+    ) -> None:
+        self._name, self._cluster, self._login = name, cluster, login
+        self._wanted = WANTED_FILES if files else WANTED if start else WANTED_IF_RUNNING
+        self._command = bridge_command(cluster, self._wanted)
         self._peer = f"{name} ({cluster.host})"
         self._transport: Transport | None = None
+        self._lock = Lock()
 
-    def open(self) -> socket.socket:
-        """A stream on which the daemon speaks HTTP; its hello has been read and checked."""
-        return self._open_shared() or self._open_direct()
+    def open(self, *, ask: bool = True) -> socket.socket:
+        """A stream on which the other side speaks HTTP; its hello has been read and checked.
+
+        `ask`: a person may be asked where a login needs it.
+        """
+        return self._open_shared() or self._open_direct(ask=ask)
 
     def _open_shared(self) -> socket.socket | None:
         """A stream over the `connect` process's connection, where one runs; else, or when that fails, None."""
         try:
             stream = open_socket(share_socket(self._cluster))
-            stream.sendall(WANTED if self._start else WANTED_IF_RUNNING)
+            stream.sendall(self._wanted)
         except OSError:
             return None
         try:
@@ -77,25 +105,30 @@ class Remote:
             raise
         return stream
 
-    def _open_direct(self) -> socket.socket:
+    def _open_direct(self, *, ask: bool) -> socket.socket:
         if not self._login:
             raise Unreachable(f"no connection to {self._peer} is open", next=f"nnsight-hpc -c {self._name} connect")
         from nnsight_hpc.client.transport import transport_for  # noqa: PLC0415 - `local` needs no SSH
 
-        self._transport = self._transport or transport_for(self._name, self._cluster)
-        return open_stream(self._transport, self._command, peer=self._peer)
+        with self._lock:
+            self._transport = self._transport or transport_for(self._name, self._cluster)
+        return open_stream(self._transport, self._command, peer=self._peer, ask=ask)
 
 
-def bridge_command(cluster: Cluster, *, start: bool = True) -> str:
+def bridge_command(cluster: Cluster, wanted: bytes = WANTED) -> str:
+    """What a shell on the cluster is given; `wanted` is one of the words of `share_socket`."""
     owner = f" --owner {shlex.quote(cluster.owner)}" if cluster.owner else ""
-    return f"{cluster.command} bridge{owner}" + ("" if start else " --no-start")
+    files = "" if owner else " --files"  # the files of somebody else are read by his daemon
+    return (
+        f"{cluster.command} bridge{owner}" + {WANTED: "", WANTED_IF_RUNNING: " --no-start", WANTED_FILES: files}[wanted]
+    )
 
 
-def open_stream(transport: Transport, command: str, *, peer: str) -> socket.socket:
+def open_stream(transport: Transport, command: str, *, peer: str, ask: bool = True) -> socket.socket:
     """Run the bridge through `transport` and read its hello; raises what kept it from saying one."""
     ours, theirs = socket.socketpair()
     try:
-        attached = transport.attach(theirs, command)
+        attached = transport.attach(theirs, command, ask=ask)
         try:
             read_hello(ours, peer=peer)
         except EndedBeforeHello as ended:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from nnsight_hpc.client.config import Cluster
 
 
-WANTED, WANTED_IF_RUNNING = b"+", b"="
-"""What a client sends to be given a channel: to a daemon that is started by need, or to one that runs already.
+WANTED, WANTED_IF_RUNNING, WANTED_FILES = b"+", b"=", b"f"
+"""What a client sends to be given a channel: to a daemon that is started by need, to one that runs already, or to one's
+own datasets.
 
 One that only wants to know whether somebody listens sends nothing.
 """

@@ -111,6 +111,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def age(seconds: float) -> str:
+    """Roughly how long: in the largest unit of which there is more than one."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
 def since(when: float) -> str:
     """How long ago a moment (seconds since the epoch) was."""
     return f"{duration(time.time() - when)} ago" if when else ""

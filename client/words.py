@@ -83,7 +83,17 @@ def place_words(request: RequestStatus) -> list[str]:
 
 def dump_words(dump: DumpProgress) -> str:
     """Documents, tokens a second, bytes and the time left of a dump."""
-    rate = dump.tokens / dump.seconds if dump.seconds else 0.0
-    rest = dump.tokens_total - dump.tokens
-    left = f", {duration(rest / rate)} left" if rate and rest else ""
-    return f"{dump.documents}/{dump.documents_total} documents, {rate:.0f} tokens/s, {size(dump.bytes)}{left}"
+    rate, left = dump_rate(dump), time_left(dump)
+    rest = f", {duration(left)} left" if left else ""
+    workers = f", {dump.workers} workers" if dump.workers > 1 else ""
+    return f"{dump.documents}/{dump.documents_total} documents, {rate:.0f} tokens/s{workers}, {size(dump.bytes)}{rest}"
+
+
+def dump_rate(dump: DumpProgress) -> float:
+    """Tokens a second: of those that write it now, or of the whole once it has ended."""
+    return dump.speed or (dump.tokens / dump.seconds if dump.seconds else 0.0)
+
+
+def time_left(dump: DumpProgress) -> float:
+    """Seconds, at the speed of those that write it now; 0 where nobody does."""
+    return (dump.tokens_total - dump.tokens) / dump.speed if dump.speed else 0.0

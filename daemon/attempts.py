@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from nnsight_hpc.daemon import table
+import msgspec
+
+from nnsight_hpc.daemon import small, table
 from nnsight_hpc.daemon.shares import charge
 from nnsight_hpc.daemon.story import tell_of
 from nnsight_hpc.wire.errors import Conflict
@@ -26,20 +28,37 @@ if TYPE_CHECKING:
 _Q = RequestState
 
 
-def hand_out(connection: sqlite3.Connection, requests: Iterable[str], replica: str) -> list[Row]:
-    """Give those that are queued still to a replica; all of them, as they are now."""
-    rows = []
-    for request in requests:
-        row = table.get(connection, request)
-        if row.state == _Q.QUEUED:
-            row = table.move_to(connection, row, _Q.LEASED, replica=replica, attempt=row.attempt + 1)
-            tell_of(connection, row, f"given to a worker, attempt {row.attempt}")
-        rows.append(row)
-    return rows
+class Given(NamedTuple):
+    """A request, as it is once it was given to a worker, and its bytes where it is small."""
+
+    row: Row
+    frame: bytes
+
+    def is_with(self, replica: str) -> bool:
+        """Whether this replica has it, and has not begun."""
+        return self.row.state == _Q.LEASED and self.row.replica == replica
 
 
-def lease_of(row: Row, files: RequestFiles, result_bytes: int | None) -> Lease:
+def hand_out(connection: sqlite3.Connection, requests: Iterable[str], replica: str) -> list[Given]:
+    """Give those that are queued still to a replica; all of them that there are, as they are now."""
+    rows = [row for request in requests if (row := table.find(connection, request))]
+    return given(connection, [_hand_out(connection, row, replica) if table.waits(row) else row for row in rows])
+
+
+def given(connection: sqlite3.Connection, rows: Iterable[Row]) -> list[Given]:
+    """These, which have been given to a worker."""
+    return [Given(row, small.body(connection, row)) for row in rows]
+
+
+def _hand_out(connection: sqlite3.Connection, row: Row, replica: str) -> Row:
+    row = table.move_to(connection, row, _Q.LEASED, replica=replica, attempt=row.attempt + 1)
+    tell_of(connection, row, f"given to a worker, attempt {row.attempt}")
+    return row
+
+
+def lease_of(given: Given, files: RequestFiles, result_bytes: int | None) -> Lease:
     """What its worker is told of it; `result_bytes`: how large its result may be."""
+    row = given.row
     return Lease(
         id=row.id,
         kind=row.kind,
@@ -49,6 +68,7 @@ def lease_of(row: Row, files: RequestFiles, result_bytes: int | None) -> Lease:
         user=row.user,
         result_bytes=result_bytes,
         batch=row.batch,
+        frame=given.frame,
     )
 
 
@@ -61,6 +81,13 @@ def begin(connection: sqlite3.Connection, begun: Iterable[Begun], replica: str) 
             rows.append(table.move_to(connection, row, _Q.RUNNING))
             tell_of(connection, row, "it runs")
     return rows
+
+
+class Fresh(NamedTuple):
+    """The end of an attempt that has said nothing, with its result, before it is on disk."""
+
+    row: Row
+    result: bytes
 
 
 class End(NamedTuple):
@@ -87,7 +114,7 @@ def end(
         if outcome.gave_way:
             return End(row)
         row = table.move_to(connection, row, _Q.LEASED)
-    progress = outcome.progress or progress or row.progress
+    progress = progress or row.progress
     usage = charge(connection, row.user, outcome.seconds, half_life)
     if outcome.gave_way and not row.cancel:
         return End(_give_way(connection, row, progress), usage)
@@ -96,9 +123,11 @@ def end(
         row,
         _end_state(outcome),
         error=outcome.error,
-        result_bytes=outcome.result_bytes,
-        progress=progress,
+        result_bytes=len(outcome.result) or outcome.result_bytes,
+        progress=progress and _end_progress(outcome, progress),
     )
+    if outcome.result and row.state == _Q.COMPLETED:
+        small.keep_result(connection, row, outcome.result)
     tell_of(connection, row, f"{row.state.lower()}{f': {outcome.error.what}' if outcome.error else ''}")
     return End(row, usage)
 
@@ -127,6 +156,20 @@ def _give_way(connection: sqlite3.Connection, row: Row, progress: DumpProgress |
     tell_of(connection, row, "it lets others go first; queued again")
     note = "it let others go first, and goes on where it was"
     return table.move_to(connection, row, _Q.QUEUED, progress=progress, gave_way=row.gave_way + 1, note=note)
+
+
+def _end_progress(outcome: Outcome, progress: DumpProgress) -> DumpProgress:
+    """Nobody writes any more; of what has completed all is written, whatever was heard last."""
+    progress = msgspec.structs.replace(progress, speed=0.0, workers=0)
+    if outcome.error is not None or outcome.cancelled:
+        return progress
+    return msgspec.structs.replace(
+        progress,
+        documents=progress.documents_total,
+        tokens=progress.tokens_total,
+        bytes=progress.bytes_total,
+        seconds=outcome.seconds,
+    )
 
 
 def _end_state(outcome: Outcome) -> RequestState:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.daemon.queues import Queue, Waiting
+from nnsight_hpc.daemon.table import waits
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
@@ -29,19 +30,27 @@ class Backlog:
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = defaultdict(Queue)
-        self._held: set[str] = set()
+        self._held: dict[str, str] = {}
         self._running: Counter[str] = Counter()
 
     def note(self, row: Row) -> None:
-        queue = self._queues[row.pool]
-        queue.remove(row.id)
-        self._running[row.pool] -= row.id in self._held
-        self._held.discard(row.id)
-        if row.state == RequestState.QUEUED:
-            queue.add(Waiting.of(row))
+        self._queues[row.pool].remove(row.id)
+        self._not_held(row.id)
+        if waits(row):
+            self._queues[row.pool].add(Waiting.of(row))
         elif row.state in HELD:
-            self._held.add(row.id)
+            self._held[row.id] = row.pool
             self._running[row.pool] += 1
+
+    def forget(self, request: str) -> None:
+        """There is no such request."""
+        for queue in self._queues.values():
+            queue.remove(request)
+        self._not_held(request)
+
+    def _not_held(self, request: str) -> None:
+        if pool := self._held.pop(request, None):
+            self._running[pool] -= 1
 
     def take(self, one: Waiting) -> None:
         """It is being given to a worker, and nobody else is to choose it."""

@@ -72,6 +72,10 @@ class Counters:
             self._alive.remove(row.id)
             self._ended(row)
 
+    def forget(self, request: str) -> None:
+        """There is no such request."""
+        self._alive.discard(request)
+
     def _ended(self, row: Row) -> None:
         of, end = Requested(row.pool, row.kind), row.times[row.state]
         queued = row.times.get(_Q.QUEUED, end)

@@ -8,18 +8,19 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import web
 
 from nnsight_hpc.daemon.frames import check_dump
 from nnsight_hpc.daemon.new_request import NewRequest
 from nnsight_hpc.daemon.policy import check_captures, check_graph, check_has_texts
-from nnsight_hpc.daemon.refusals import fingerprint_error
+from nnsight_hpc.daemon.refusals import fingerprint_error, needs_error
 from nnsight_hpc.daemon.sharing import may_see
-from nnsight_hpc.daemon.web import answer, file, required
-from nnsight_hpc.storage import dataset_folder, list_files, read_attributes, resolve_inside
-from nnsight_hpc.storage.schema import METADATA
-from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound
-from nnsight_hpc.wire.messages import DatasetFile, DatasetStatus
+from nnsight_hpc.daemon.web import answer, file, needs_of, priority_of, required
+from nnsight_hpc.storage import dataset_folder
+from nnsight_hpc.storage.describe import absent, dataset_names, describe, file_to_fetch, files_to_fetch
+from nnsight_hpc.wire.errors import Conflict
+from nnsight_hpc.wire.messages import DatasetStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,7 @@ class DatasetsApi:
 
     async def _put(self, request: web.Request) -> web.Response:
         received, name, request_id = time.time(), request.match_info["name"], required(request, "request")
+        needs, priority = needs_of(request), priority_of(request)
 
         async def describe(file: BinaryIO) -> NewRequest:
             dataset_folder(self._folder, name)
@@ -58,6 +60,8 @@ class DatasetsApi:
                 self._pools.for_model(graph.model) if graph else required(request, "pool")
             )
             await asyncio.to_thread(self._check, dump, graph, self._pools.accepting(pool))
+            if error := needs_error(pool, needs, self._pools.longest(pool)):
+                raise error
             return NewRequest(
                 id=request_id,
                 kind="dump",
@@ -65,6 +69,8 @@ class DatasetsApi:
                 user=request["user"],
                 received=received,
                 fingerprint=graph.model.fingerprint if graph else "",
+                needs=needs,
+                priority=priority,
                 dump=None if dump.measure else dump,
             )
 
@@ -83,7 +89,7 @@ class DatasetsApi:
 
     async def _list(self, request: web.Request) -> web.Response:
         rows = await self._views.datasets()
-        written = await asyncio.to_thread(self._written)
+        written = await asyncio.to_thread(dataset_names, self._folder)
         users = {name: rows[name].user if name in rows else self._owner for name in sorted({*rows, *written})}
         own = [name for name, user in users.items() if may_see(request, user)]
         return answer([await self._status(name, rows.get(name)) for name in own])
@@ -107,40 +113,21 @@ class DatasetsApi:
         return answer(status)
 
     async def _files(self, request: web.Request) -> web.Response:
-        folder = dataset_folder(self._folder, request.match_info["name"])
-        files = await asyncio.to_thread(list_files, folder)
-        return answer([DatasetFile(path=found.path, size=found.bytes, crc32c=int(found.crc32c, 16)) for found in files])
+        return answer(await asyncio.to_thread(files_to_fetch, self._folder, request.match_info["name"]))
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
-        folder = dataset_folder(self._folder, request.match_info["name"])
-        path = await asyncio.to_thread(resolve_inside, folder, request.match_info["path"])
-        if not path.is_file():
-            raise NotFound(f"dataset {request.match_info['name']} has no file {request.match_info['path']}")
-        return file(path)
+        asked = request.match_info
+        return file(await asyncio.to_thread(file_to_fetch, self._folder, asked["name"], asked["path"]))
 
     async def _status(self, name: str, row: Row | None) -> DatasetStatus:
         """Raises `NotFound` when there is neither a folder nor a request that is to make it."""
-        folder = dataset_folder(self._folder, name)
-        complete = await asyncio.to_thread(_is_complete, folder)
-        if complete is None and row is None:
-            raise NotFound(f"there is no dataset {name}", where=str(folder), next="`nnsight-hpc status` lists them")
-        request = self._views.status_of(row) if row else None
-        return DatasetStatus(name=name, path=str(folder), complete=bool(complete), request=request)
-
-    def _written(self) -> list[str]:
-        if not self._folder.is_dir():
-            return []
-        return [path.stem for store in METADATA for path in self._folder.glob(f"[!.]*.{store}") if path.is_dir()]
-
-
-def _is_complete(folder: Path) -> bool | None:
-    """None where there is no dataset; what cannot be read is not complete."""
-    if not folder.is_dir():
-        return None
-    try:
-        return read_attributes(folder).complete
-    except HpcError:
-        return False
+        found = await asyncio.to_thread(describe, self._folder, name)
+        if row is None:
+            if found is None:
+                raise absent(self._folder, name)
+            return found
+        status = found or DatasetStatus(name=name, path=str(dataset_folder(self._folder, name)), complete=False)
+        return msgspec.structs.replace(status, request=self._views.status_of(row))
 
 
 def _remove(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import OrderedDict
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import msgspec
@@ -14,18 +16,55 @@ from nnsight_hpc.storage.corpus import LONGEST_LINE, Document
 from nnsight_hpc.wire.errors import InvalidGraph, InvalidInput
 from nnsight_hpc.wire.frames import MAX_HEADER
 from nnsight_hpc.wire.messages import DumpSpec, decode
+from nnsight_hpc.wire.workers import SMALL_FRAME
 
 if TYPE_CHECKING:
     from nnsight_hpc.graph.cobatch import Shapes
 
 _BLOCK = 1 << 20
+_SMALL, _KEPT = 8 << 10, 64
+"""Bytes of a graph's document up to which it is remembered, and how many are."""
+
+
+class _Known:
+    """Graphs that were found to be well, by their documents: a loop over prompts sends one again and again."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[bytes, Graph] = OrderedDict()
+        self._lock = Lock()
+
+    def __contains__(self, header: bytes) -> bool:
+        return header in self._graphs
+
+    def get_or_check(self, header: bytes) -> Graph:
+        """Raises `InvalidGraph` for one that is not well."""
+        with self._lock:
+            if header in self._graphs:
+                self._graphs.move_to_end(header)
+                return self._graphs[header]
+        graph = Graph.from_json(header)
+        validate(graph)
+        if len(header) <= _SMALL:
+            with self._lock:
+                self._graphs[header] = graph
+                if len(self._graphs) > _KEPT:
+                    self._graphs.popitem(last=False)
+        return graph
+
+
+_known = _Known()
+
+
+def is_known(file: BinaryIO) -> bool:
+    """Whether the graph in this frame was checked before, so that `check_run` does not take long."""
+    size = _size(file)
+    return size <= SMALL_FRAME and _header(file, size) in _known
 
 
 def check_run(file: BinaryIO) -> tuple[Graph, Shapes]:
     """The graph in this frame, and of which form its tensors are. Raises `InvalidInput` or `InvalidGraph`."""
     size = _size(file)
-    graph = Graph.from_json(_header(file, size))
-    validate(graph)
+    graph = _known.get_or_check(_header(file, size))
     forms = _tensor_forms(file, size - file.tell())
     if missing := sorted(graph.tensor_names() - forms.keys()):
         raise InvalidGraph("the graph refers to tensors that were not sent with it", why=", ".join(missing))

@@ -1,4 +1,4 @@
-"""Finds what belongs to no pool: jobs of ours, by what the batch system itself knows of them, and folders of replicas."""
+"""Finds what belongs to nobody: jobs of ours, by what the batch system itself knows of them, folders of replicas, datasets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from nnsight_hpc.storage.leftovers import left_in
 from nnsight_hpc.wire.errors import Unreachable
 from nnsight_hpc.wire.files import read_if_there
 from nnsight_hpc.wire.messages import decode
@@ -32,7 +33,7 @@ class Collector:
     """Asks the batch system, once each time, which jobs of this home there are."""
 
     def __init__(self, parts: Parts) -> None:
-        self._pools, self._executor = parts.pools, parts.executor
+        self._pools, self._executor, self._views = parts.pools, parts.executor, parts.views
         self._places, self._lingering = parts.config.places, parts.config.lingering
 
     async def end_strays(self) -> Garbage:
@@ -42,11 +43,12 @@ class Collector:
         return Garbage(jobs=tuple(strays.values()))
 
     async def collect(self, *, dry: bool) -> Garbage:
-        """Cancel jobs that belong to no pool, and remove folders that nobody needs; `dry`: only say which."""
+        """Cancel jobs that belong to no pool, and remove folders and datasets that nobody needs; `dry`: only say which."""
         ours = await self._ours()
         strays = await self._strays(ours)
         jobs = [job for replica, job in strays.items() if not await asyncio.to_thread(self._is_wanted, replica)]
         folders = await asyncio.to_thread(_useless, self._places.replicas, {*self._live(), *ours})
+        folders += await asyncio.to_thread(left_in, self._places.datasets, await self._views.datasets())
         if not dry:
             await self._cancel(jobs)
             for folder in folders:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.refusals import expired_error
 from nnsight_hpc.daemon.story import tell_of
+from nnsight_hpc.wire.errors import Conflict
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ def cancel(connection: sqlite3.Connection, request: str) -> Row:
     if row.state == _Q.QUEUED:
         return table.move_to(connection, row, _Q.CANCELLED)
     return table.update(connection, row, cancel=True)
+
+
+def pause(connection: sqlite3.Connection, request: str, *, paused: bool) -> Row:
+    """Note that it is not to be given to a worker, and that one which has it is to stop; or the contrary.
+
+    Raises `Conflict` where it has ended.
+    """
+    row = table.get(connection, request)
+    if row.state.ended:
+        raise Conflict(f"dump {row.dataset} has ended", where=f"request {row.id}", why=f"it is {row.state}")
+    if row.paused == paused:
+        return row
+    tell_of(connection, row, "its user has paused it" if paused else "its user has it go on")
+    return table.update(connection, row, paused=paused)
 
 
 def refuse(connection: sqlite3.Connection, row: Row, error: HpcError) -> Row:

@@ -1,12 +1,12 @@
-"""A request whose bytes are on disk, and how it comes into the queue."""
+"""A request that has come, and how it gets into the queue."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nnsight_hpc.daemon import table
+from nnsight_hpc.daemon import small, table
 from nnsight_hpc.daemon.refusals import check_dataset_is_free, check_own
 from nnsight_hpc.daemon.story import tell_of
 from nnsight_hpc.storage import dataset_folder
@@ -15,6 +15,7 @@ from nnsight_hpc.wire.messages import DumpSpec
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
+    import asyncio
     import sqlite3
 
     from nnsight_hpc.daemon.config import Config
@@ -26,7 +27,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `fingerprint` is that of the model its graph was made for, where given; `needs` how many seconds it takes at least, as
     far as its sender knows. Those with the same `batch`, if any, may share a forward, in which it has so many `tokens`.
-    `digest` is that of its bytes.
+    `digest` is that of its bytes, and `frame` are these where it is small; otherwise they are in a file.
     """
 
     id: str
@@ -41,6 +42,14 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     batch: str = ""
     tokens: int = 0
     digest: str = ""
+    frame: bytes = b""
+
+
+class Accepted(NamedTuple):
+    """The row of a request that has come; its sender may be told of it when that is `durable`, or why it never will be."""
+
+    row: Row
+    durable: asyncio.Future[Row]
 
 
 def enqueue(connection: sqlite3.Connection, new: NewRequest, config: Config) -> Row:
@@ -74,6 +83,8 @@ def enqueue(connection: sqlite3.Connection, new: NewRequest, config: Config) -> 
         tokens=new.tokens,
         digest=new.digest,
     )
+    if new.frame:
+        small.keep_body(connection, row, new.frame)
     tell_of(connection, row, f"queued for pool {row.pool} by {row.user}")
     return table.move_to(connection, row, RequestState.QUEUED)
 

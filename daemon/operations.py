@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from nnsight_hpc.daemon.logs import MOST_LINES
 from nnsight_hpc.wire.checks import Check
 from nnsight_hpc.wire.dashboard import PAGE, Dashboard
+from nnsight_hpc.wire.dumps import DatasetCheck, DumpStatus
 from nnsight_hpc.wire.messages import (
     LISTED,
     MOST_LISTED,
@@ -111,7 +112,7 @@ _DAEMON = (
     Operation(
         "post",
         "/v1/gc",
-        "Cancel jobs that belong to no pool, and remove old folders",
+        "Cancel jobs that belong to no pool, and remove old folders and what is left of datasets",
         Garbage,
         (_flag("dry", "1: only say which."),),
     ),
@@ -198,6 +199,7 @@ _DATASETS = (
         (
             _POOL,
             Parameter("request", PARTS["id"], "The id of the request.", required=True),
+            *(_NEEDS, _PRIORITY, _DIGEST),
         ),
         BYTES,
     ),
@@ -207,4 +209,27 @@ _DATASETS = (
     Operation("get", "/v1/datasets/{name}/files", "Its files, with checksums", list[DatasetFile]),
     Operation("get", "/v1/datasets/{name}/files/{path}", "One of them; honours Range", BYTES),
 )
-OPERATIONS: tuple[Operation, ...] = (*_DAEMON, *_POOLS, *_REQUESTS, *_DATASETS)
+_CHECK = Parameter(
+    "check", PARTS["name"], "The name of a check, by which it is known when it is asked for.", required=True
+)
+_DUMPS = (
+    Operation("get", "/v1/dumps", "The dumps, each by the newest request of its dataset", list[DumpStatus]),
+    Operation("get", "/v1/dumps/{name}", "A dump: how far it is, and who writes which slice", DumpStatus),
+    Operation("post", "/v1/dumps/{name}/pause", "Have it wait, after the batches that run", DumpStatus),
+    Operation("post", "/v1/dumps/{name}/resume", "Have it go on", DumpStatus),
+    Operation(
+        "post",
+        "/v1/dumps/{name}/verify",
+        "Compute the checksums of all files again; asked again with the same name, it waits for that check",
+        DatasetCheck,
+        (_CHECK, _WAIT, _number("seen", "So many bytes were read when it was last asked.")),
+    ),
+    Operation(
+        "post",
+        "/v1/dumps/{name}/repair",
+        "Have what a check has found damaged, and what is missing, written again",
+        DumpStatus,
+        (_CHECK,),
+    ),
+)
+OPERATIONS: tuple[Operation, ...] = (*_DAEMON, *_POOLS, *_REQUESTS, *_DATASETS, *_DUMPS)

@@ -15,6 +15,7 @@ from aiohttp import web
 from nnsight_hpc.daemon.arrivals import Arrivals
 from nnsight_hpc.daemon.dashboard_api import DashboardApi
 from nnsight_hpc.daemon.datasets import DatasetsApi
+from nnsight_hpc.daemon.dumps_api import DumpsApi
 from nnsight_hpc.daemon.errors import errors_as_reports
 from nnsight_hpc.daemon.garbage import Collector
 from nnsight_hpc.daemon.log_file import last_entries
@@ -39,6 +40,7 @@ def people_app(parts: Parts) -> web.Application:
     app.add_routes(ModelsApi(parts).routes())
     app.add_routes(RequestsApi(parts, arrivals).routes())
     app.add_routes(DatasetsApi(parts, arrivals).routes())
+    app.add_routes(DumpsApi(parts).routes())
     app.add_routes(WatchingApi(parts).routes())
     app.add_routes(DashboardApi(parts).routes())
     return app

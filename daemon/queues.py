@@ -127,6 +127,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def lines(self) -> tuple[Line, Line]:
+        """What goes first, and what goes then."""
+        return self.runs, self.dumps
+
     def add(self, one: Waiting) -> None:
         """One that is here already takes its new place."""
         self.remove(one.id)

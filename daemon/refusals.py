@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.daemon.words import duration
+from nnsight_hpc.storage import read_attributes
 from nnsight_hpc.wire.errors import Conflict, Denied, HpcError, InvalidInput, NotFound, RequestCancelled, from_report
 from nnsight_hpc.wire.messages import DumpSpec
 from nnsight_hpc.wire.states import RequestState
@@ -36,11 +37,11 @@ def check_dataset_is_free(dump: DumpSpec, last: Row | None, folder: Path, user: 
         )
     if not folder.exists():
         return
-    if last is None or last.dump is None or last.state == RequestState.COMPLETED:
+    if last is None or last.dump is None or (last.state == RequestState.COMPLETED and not _is_reopened(folder)):
         raise Conflict(
             f"dataset {dump.name} exists",
             where=str(folder),
-            next=f"choose another name, or `nnsight-hpc remove {dump.name}` first",
+            next=f"choose another name, or `nnsight-hpc rm {dump.name}` first",
         )
     settings = [name for name in DumpSpec.__struct_fields__ if name != "command"]
     if differing := [name for name in settings if getattr(dump, name) != getattr(last.dump, name)]:
@@ -50,6 +51,14 @@ def check_dataset_is_free(dump: DumpSpec, last: Row | None, folder: Path, user: 
             why="\n".join(f"{name}: then {getattr(last.dump, name)}, now {getattr(dump, name)}" for name in differing),
             next="dump with the same settings to go on, remove the dataset, or choose another name",
         )
+
+
+def _is_reopened(folder: Path) -> bool:
+    """Whether damaged slices of a dataset that was complete are to be written again."""
+    try:
+        return not read_attributes(folder).complete
+    except HpcError:
+        return False
 
 
 def fingerprint_error(pool: str, held: ModelIdentity | None, wanted: str) -> Conflict | None:

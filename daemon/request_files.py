@@ -29,8 +29,12 @@ class RequestFiles:
         return self._folder / f"{request}.{attempt}.log"
 
     def remove_of_ended(self, row: Row) -> None:
-        """Remove what nobody needs of an ended request: its bytes, and results of attempts that lost."""
-        self.request(row.id).unlink(missing_ok=True)
+        """Remove what nobody needs of an ended request: its bytes, and results of attempts that lost.
+
+        The bytes of a dump stay, for damaged slices to be written again, until its dataset is removed.
+        """
+        if not row.dataset:
+            self.request(row.id).unlink(missing_ok=True)
         for attempt in range(1, row.attempt + (row.state != RequestState.COMPLETED)):
             self.result(row.id, attempt).unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nnsight_hpc.daemon import request_log, table
+from nnsight_hpc.daemon import request_log, small, table
 from nnsight_hpc.daemon.backlog import HELD
 from nnsight_hpc.daemon.records import SPARE
 from nnsight_hpc.daemon.words import duration
@@ -53,10 +53,14 @@ class RequestViews:
 
     def __init__(self, store: Store, changes: Changes, pools: Pools, requests: Requests, stories: Stories) -> None:
         self._store, self._changes, self._pools, self._stories = store, changes, pools, stories
-        self._holdings, self._files, self._scheduler = requests.holdings, requests.files, requests.scheduler
+        self._dumps, self._files, self._scheduler = requests.dumps, requests.files, requests.scheduler
 
     async def find(self, request: str) -> Row | None:
         return await self._store.run(lambda c: table.find(c, request))
+
+    async def peek(self, request: str) -> Row | None:
+        """As `find`, where what is found is not told: it may not be on disk yet, and nobody waits for that."""
+        return await self._store.start(lambda c: table.find(c, request)).done
 
     async def row(self, request: str) -> Row:
         return await self._store.run(lambda c: table.get(c, request))
@@ -91,16 +95,20 @@ class RequestViews:
 
     async def answer(self, request: str) -> tuple[RequestLog, bytes]:
         """What it has said so far; with its result where it has completed, all is said, and it is small."""
-        row = await self.row(request)
+        row, kept = await self._store.run(lambda c: _with_result(c, request))
         status = self.status_of(row)
 
         def read() -> tuple[RequestLog, bytes]:
             log = self._log(row, status, 0)
-            small = row.state == _Q.COMPLETED and log.complete and row.result_bytes <= SMALL_RESULT
-            result = read_if_there(self._files.result(row.id, row.attempt)) if small else None
+            is_small = row.state == _Q.COMPLETED and log.complete and row.result_bytes <= SMALL_RESULT
+            result = (kept or read_if_there(self._files.result(row.id, row.attempt))) if is_small else None
             return log, result if result and len(result) == row.result_bytes else b""
 
         return await asyncio.to_thread(read)
+
+    def fresh_log(self, row: Row) -> RequestLog:
+        """All that a request has said which has ended without a word."""
+        return RequestLog(status=self.status_of(row), complete=True)
 
     def _log(self, row: Row, status: RequestStatus, start: int) -> RequestLog:
         """Reads files."""
@@ -163,7 +171,6 @@ class RequestViews:
 
         `queued` is what is known of what waits for its pool, where that was asked already.
         """
-        held = self._holdings.find(row.id)
         status = RequestStatus(
             id=row.id,
             kind=row.kind,
@@ -173,12 +180,15 @@ class RequestViews:
             times=row.times,
             error=row.error,
             result_bytes=row.result_bytes,
-            progress=held.progress if held and held.progress else row.progress,
+            progress=self._dumps.progress(row.id) or row.progress,
             note=row.note,
             needs=row.needs,
+            paused=row.paused and not row.state.ended,
         )
         if row.state != _Q.QUEUED:
             return status
+        if row.paused:
+            return msgspec.structs.replace(status, waits_for=f"its user: `nnsight-hpc dump resume {row.dataset}`")
         outlook = queued.outlook if queued else self._outlook(row.pool)
         position = queued.positions.get(row.id) if queued else self._scheduler.position(row.pool, row.id)
         pace = queued.pace if queued else self._scheduler.pace(row.pool)
@@ -191,6 +201,12 @@ class RequestViews:
         if serving:
             return _Outlook(most=max(map(self._pools.left, serving)) - SPARE)
         return _Outlook(note=self._pools.note(pool) if self._pools.find(pool) else "")
+
+
+def _with_result(connection: sqlite3.Connection, request: str) -> tuple[Row, bytes]:
+    """A request, and its result where it is kept with its row."""
+    row = table.get(connection, request)
+    return row, small.result(connection, row)
 
 
 def _waits_for(needs: float, outlook: _Outlook) -> str:

@@ -1,8 +1,10 @@
 """The queue: what is asked of the pools, from the moment it is stored until it has ended.
 
 SQLite is the truth, and every change of state goes through `wire.states.move` in one transaction, which also writes the
-request's story. What is kept beside it in memory is what workers tell every few seconds (`holdings`), and what waits
-(`backlog`): who goes next is decided there (`scheduler`), and made so where SQLite says that it still waits.
+request's story. Work does not wait for the disk, acknowledgements do: a request may be given to a worker, run there and be
+answered by its result before any of that is on disk, and nothing else is said of it before. What is kept beside SQLite in
+memory is what workers tell every few seconds (`holdings`), and what waits (`backlog`): who goes next is decided there
+(`scheduler`), and made so where SQLite says that it still waits.
 """
 
 from __future__ import annotations
@@ -13,26 +15,32 @@ import time
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.daemon import attempts, request_log, table
+from nnsight_hpc.daemon.ahead import Ahead
 from nnsight_hpc.daemon.backlog import HELD, Backlog
 from nnsight_hpc.daemon.counters import Counters
-from nnsight_hpc.daemon.given_up import cancel, expire, refuse
+from nnsight_hpc.daemon.dump_parts import PART, DumpParts
+from nnsight_hpc.daemon.given_up import cancel, expire, pause, refuse
 from nnsight_hpc.daemon.holdings import Holdings
 from nnsight_hpc.daemon.losses import Loss, lose
-from nnsight_hpc.daemon.new_request import enqueue
+from nnsight_hpc.daemon.new_request import Accepted, enqueue
 from nnsight_hpc.daemon.records import SPARE
 from nnsight_hpc.daemon.refusals import fingerprint_error, needs_error
 from nnsight_hpc.daemon.request_files import RequestFiles
-from nnsight_hpc.daemon.retention import forget, forget_stories
+from nnsight_hpc.daemon.results import Results
+from nnsight_hpc.daemon.retention import forget, forget_dataset, forget_stories
 from nnsight_hpc.daemon.room import Room, remove_oldest
 from nnsight_hpc.daemon.scheduler import Scheduler
-from nnsight_hpc.daemon.shares import usages
+from nnsight_hpc.daemon.shares import charge, usages
+from nnsight_hpc.daemon.story import tell_of
 from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
+from nnsight_hpc.wire.names import dump_of
 from nnsight_hpc.wire.states import EndCause, RequestState
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Collection, Iterable
 
+    from nnsight_hpc.daemon.attempts import Given
     from nnsight_hpc.daemon.backlog import Demand
     from nnsight_hpc.daemon.changes import Changes
     from nnsight_hpc.daemon.config import Config
@@ -42,12 +50,14 @@ if TYPE_CHECKING:
     from nnsight_hpc.daemon.queues import Waiting
     from nnsight_hpc.daemon.store import Store
     from nnsight_hpc.daemon.table import Row
-    from nnsight_hpc.wire.messages import DumpProgress, ModelIdentity
+    from nnsight_hpc.wire.messages import ModelIdentity
     from nnsight_hpc.wire.workers import Begun, Lease, Outcome
 
 _Q = RequestState
-_MOMENT = 0.02
+_MOMENT = 0.1
 """Seconds after which it is written down that a request runs; most have ended by then, and it would delay that."""
+_SETTLE = 3600.0
+"""Seconds after which a small result goes from the database, which the next daemon copies, to a file."""
 
 
 class Requests:
@@ -57,8 +67,12 @@ class Requests:
         self._store, self._changes, self._pools, self._config = store, changes, pools, config
         self._backlog, self._listened, self._room = Backlog(), time.time(), Room(config.result_bytes_per_user)
         self._just_begun: dict[str, Begun] = {}
+        self._fresh: dict[str, attempts.Fresh] = {}
+        self._ahead = Ahead(store, self._back)
         self.holdings, self.files = Holdings(), RequestFiles(config.places.requests)
+        self.results = Results(store, self.files)
         self.scheduler, self.counters = Scheduler(self._backlog, self.holdings, pools, config), Counters()
+        self.dumps = DumpParts(store, changes, pools, self.holdings, scheduler=self.scheduler, files=self.files)
 
     async def load(self) -> None:
         """After a start: give the workers time to say what they still hold, and end what was ending. Load pools first."""
@@ -82,12 +96,17 @@ class Requests:
 
     # -- for people ----------------------------------------------------------------------------------------------
 
-    async def accept(self, new: NewRequest) -> Row:
-        """Queue a request whose bytes are on disk; its row then. The same id again changes nothing."""
-        row = await self._store.run(lambda c: enqueue(c, new, self._config))
-        self._moved(row)
+    async def accept(self, new: NewRequest) -> Accepted:
+        """Queue a request; its row then, which is not on disk yet. The same id again changes nothing."""
+        work = self._ahead.start(lambda c: enqueue(c, new, self._config), [new.id])
+        row = await work.done
+        self._announce(row)
         await self._fail_hopeless([row.pool])  # the pool may have gone down in the meantime
-        return row
+        return Accepted(row, work.durable)
+
+    def fresh(self, request: str) -> attempts.Fresh | None:
+        """The end of a request that has said nothing, while it is written to the disk."""
+        return self._fresh.get(request)
 
     async def cancel(self, request: str) -> None:
         """End it at once while it is queued; otherwise its worker is told. What has ended stays as it is."""
@@ -98,9 +117,20 @@ class Requests:
         if row.state.ended:
             self._moved(row)
 
+    async def pause(self, request: str, *, paused: bool) -> Row:
+        """Have a dump wait until it is resumed, after the batch that it runs; or have it go on. Its row then."""
+        row = await self._store.run(lambda c: pause(c, request, paused=paused))
+        if held := self.holdings.find(request):
+            held.pause = row.paused
+            self._changes.announce(f"orders:{held.replica}")
+        self._announce(row)
+        return row
+
     async def forget_dataset(self, name: str) -> None:
         """It was removed: what had been asked of it says nothing about the next of that name."""
-        await self._store.run(lambda c: c.execute("UPDATE requests SET dataset = '' WHERE dataset = ?", (name,)))
+        rows = await self._store.run(lambda c: forget_dataset(c, name))
+        for row in rows:
+            self.files.request(row.id).unlink(missing_ok=True)
 
     # -- for workers ---------------------------------------------------------------------------------------------
 
@@ -108,13 +138,25 @@ class Requests:
         """What goes next in the pool and can end before the replica's walltime does, if anything.
 
         Several where they may share a forward, `most` at most, with so many tokens together. What the replica was given
-        and has not begun comes first: the answer was lost on the way.
+        and has not begun comes first: the answer was lost on the way. A replica for which nothing waits helps with a dump.
         """
-        rows = await self._given_already(replica, most)
-        while not rows and (chosen := self.scheduler.next(pool, replica, most, tokens)):
-            rows = [row for row in await self._hand_out(chosen, replica) if _is_given(row, replica)]
+        for lost in self.dumps.lost(replica):
+            self._let_go(lost.id)
+        given = await self._given_already(replica, most)
+        while not given and (chosen := self.scheduler.next(pool, replica, most, tokens)):
+            given = [one for one in await self._hand_out(chosen, replica) if one.is_with(replica)]
         policy = self._pools.get(pool).spec.policy
-        return [attempts.lease_of(row, self.files, policy.result_bytes if policy else None) for row in rows]
+        most_bytes = policy.result_bytes if policy else None
+        if not given and (part := self.dumps.lease(pool, replica, most_bytes)):
+            return [part]
+        return [attempts.lease_of(one, self.files, most_bytes) for one in given]
+
+    async def confirm(self, replica: str, request: str, attempt: int) -> None:
+        """Return once it is on disk that the replica has this attempt; raises `Conflict` and `NotFound` where it has not.
+
+        Whoever writes a file for it needs that: otherwise the next daemon could give the same attempt to another one.
+        """
+        await self._store.run(lambda c: attempts.held_by(c, request, replica, attempt))
 
     async def started(self, replica: str, begun: Collection[Begun]) -> None:
         """These run now, as far as the replica holds them; it is written down of those that run for more than a moment."""
@@ -133,17 +175,11 @@ class Requests:
     async def said(self, request: str, replica: str, attempt: int, at: int, lines: bytes) -> None:
         """Keep what a running request has said, at its place in the attempt's log."""
         await self._store.run(lambda c: attempts.held_by(c, request, replica, attempt))
+        if held := self.holdings.named(request, replica):
+            held.quiet = False
         await asyncio.to_thread(request_log.write, self.files.log(request, attempt), at, lines)
-        self.holdings.named(request, replica)
         self._changes.announce(f"request:{request}")
         self._changes.announce(f"news:{request}")
-
-    def progress(self, request: str, replica: str, progress: DumpProgress) -> None:
-        held = self.holdings.named(request, replica)
-        if held is None:
-            raise Conflict(f"request {request} is not leased to replica {replica}")
-        held.progress = progress
-        self._changes.announce(f"request:{request}")
 
     def claimed(self, replica: str, running: Iterable[str]) -> None:
         """The worker of `replica` has just said that it holds these."""
@@ -151,17 +187,28 @@ class Requests:
             self.holdings.named(request, replica)
 
     async def outcomes(self, replica: str, outcomes: Collection[Outcome]) -> list[ErrorReport | None]:
-        """Record how attempts ended; of each, why it does not count, if so. Said twice it is acknowledged twice."""
+        """Record how attempts ended; of each, why it does not count, if so. Said twice it is acknowledged twice.
+
+        Who waits for them hears it at once; their worker, which has the results, when they are on disk.
+        """
 
         def end(connection: sqlite3.Connection) -> list[attempts.End | HpcError]:
             return [self._end(connection, replica, outcome) for outcome in outcomes]
 
         self._begun_of(outcome.id for outcome in outcomes)
-        ends = await self._store.run(end)
-        for outcome, found in zip(outcomes, ends, strict=True):
+        if any(dump_of(outcome.id) != outcome.id for outcome in outcomes):  # parts come alone
+            return [await self._part_ended(replica, outcome) for outcome in outcomes]
+        work = self._ahead.start(end, [outcome.id for outcome in outcomes], waits=True)
+        try:
+            for outcome, found in zip(outcomes, await work.done, strict=True):
+                self._heard(outcome, found)
+            ends = await work.durable
+        finally:
+            for outcome in outcomes:
+                self._fresh.pop(outcome.id, None)
+        for found in ends:
             if isinstance(found, attempts.End):
-                self._ended(found, outcome.seconds)
-                await self._make_room(found.row.user)
+                await self._kept(found)
         return [found.report() if isinstance(found, HpcError) else None for found in ends]
 
     # -- when workers fail ---------------------------------------------------------------------------------------
@@ -181,13 +228,19 @@ class Requests:
         def take_back(connection: sqlite3.Connection) -> list[attempts.End]:
             for one in begun:  # it ran, and may be why they were lost
                 attempts.begin(connection, [one], lost[one.id].replica)
-            held = [(table.get(connection, name), held) for name, held in lost.items()]
-            same = [(row, held) for row, held in held if (row.replica, row.attempt) == (held.replica, held.attempt)]
+            held = [(table.find(connection, name), held) for name, held in lost.items()]
+            same = [
+                (row, held) for row, held in held if row and (row.replica, row.attempt) == (held.replica, held.attempt)
+            ]
             return [self._lose(connection, row, held, why, cause) for row, held in same]
 
+        for held in lost.values():
+            if held.kind == PART:
+                await self._charge(held.user, time.time() - held.since)
         taken = await self._store.run(take_back)
         for found in taken:
-            self._ended(found)
+            self._account(found)
+            self._moved(found.row)
         await self._fail_hopeless({found.row.pool for found in taken})
 
     async def expire(self) -> None:
@@ -198,7 +251,11 @@ class Requests:
             self._moved(row)
 
     async def forget_old(self) -> None:
-        """Forget what ended more than `Config.keep` ago: its row, its story, its result and its log."""
+        """Forget what ended more than `Config.keep` ago: its row, its story, its result and its log.
+
+        What ended a while ago goes out of the database's way.
+        """
+        await self.results.settle(time.time() - _SETTLE)
         before, datasets = time.time() - self._config.keep, self._config.places.datasets
         while rows := await self._store.run(lambda c: forget(c, before, datasets)):
             for row in rows:
@@ -222,54 +279,87 @@ class Requests:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    async def _given_already(self, replica: str, most: int) -> list[Row]:
+    async def _given_already(self, replica: str, most: int) -> list[Given]:
         lost = self.holdings.not_begun(replica)
-        rows = await self._store.run(lambda c: table.get_all(c, lost)) if lost else []
-        rows = [row for row in rows if _is_given(row, replica)]
-        return [row for row in rows if row is rows[0] or (row.batch and row.batch == rows[0].batch)][:most]
+        found = await self._store.run(lambda c: attempts.given(c, table.get_all(c, lost))) if lost else []
+        still = [one for one in found if one.is_with(replica)]
+        batch = still[0].row.batch if still else ""
+        return [one for one in still if one is still[0] or (batch and one.row.batch == batch)][:most]
 
-    async def _hand_out(self, chosen: list[Waiting], replica: str) -> list[Row]:
-        """Give these to a replica; all of them as they are now. Nobody else chooses them in the meantime."""
+    async def _hand_out(self, chosen: list[Waiting], replica: str) -> list[Given]:
+        """Give these to a replica; all of them as they are now. Nobody else chooses them in the meantime.
+
+        A run that is given again by the next daemon harms nothing; two that write one dataset do, so a dump is on disk first.
+        """
+        names, writes = [one.id for one in chosen], any(one.kind != "run" for one in chosen)
         for one in chosen:
             self._backlog.take(one)
         try:
-            rows = await self._store.run(lambda c: attempts.hand_out(c, [one.id for one in chosen], replica))
+            work = self._ahead.start(lambda c: attempts.hand_out(c, names, replica), names, waits=writes)
+            found = await (work.durable if writes else work.done)
         except BaseException:
             for one in chosen:
                 self._backlog.put_back(one)
             raise
-        for row in rows:
-            if _is_given(row, replica):
-                self.holdings.take(row, share=1 / len(rows))
-            self._moved(row)
-        return rows
+        for given in found:
+            if given.is_with(replica):
+                self.holdings.take(given.row, share=1 / len(found), quiet=given.row.attempt == 1)
+            self._announce(given.row)
+        return found
 
     def _end(self, connection: sqlite3.Connection, replica: str, outcome: Outcome) -> attempts.End | HpcError:
-        held = self.holdings.find(outcome.id)
         try:
-            return attempts.end(connection, replica, outcome, held.progress if held else None, self._config.half_life)
+            return attempts.end(connection, replica, outcome, self.dumps.progress(outcome.id), self._config.half_life)
         except (Conflict, NotFound) as error:
             return error
+
+    async def _part_ended(self, replica: str, outcome: Outcome) -> ErrorReport | None:
+        """A replica does not help with a dump any more. That it failed is told, and means nothing for the dump."""
+        held = self.holdings.named(outcome.id, replica)
+        if held is None:
+            return Conflict(f"replica {replica} does not help with {dump_of(outcome.id)} any more").report()
+        if outcome.error is not None:
+            self.dumps.failed(held)
+            told = f"replica {replica} could not help with it: {outcome.error.what}"
+            await self._store.run(lambda c: tell_of(c, table.get(c, dump_of(outcome.id)), told))
+        self._let_go(held.id)
+        await self._charge(held.user, outcome.seconds)
+        return None
+
+    async def _charge(self, user: str, seconds: float) -> None:
+        self.scheduler.usage[user] = await self._store.run(lambda c: charge(c, user, seconds, self._config.half_life))
 
     def _lose(self, connection: sqlite3.Connection, row: Row, held: Held, why: str, cause: EndCause) -> attempts.End:
         usage = attempts.charge_lost(connection, row, held, self._config.half_life, self._listened)
         return attempts.End(lose(connection, row, self._loss(row, held, why, cause)), usage)
 
-    def _ended(self, end: attempts.End, seconds: float | None = None) -> None:
-        """An attempt has; `seconds` are what it has cost, where it is known of a whole one."""
-        if end.usage is not None:
-            self.scheduler.usage[end.row.user] = end.usage
-            if end.row.state == _Q.COMPLETED:
-                self._room.take(end.row)
-            if seconds is not None and end.row.kind == "run":
-                self.scheduler.ran(end.row.pool, seconds)
-        self._moved(end.row)
+    def _heard(self, outcome: Outcome, found: attempts.End | HpcError) -> None:
+        """What came of an outcome; it is not on disk yet."""
+        if isinstance(found, attempts.End):
+            held = self.holdings.find(outcome.id)
+            if held is not None and held.quiet and found.row.result_bytes == len(outcome.result):
+                self._fresh[outcome.id] = attempts.Fresh(found.row, outcome.result)
+            self._account(found, outcome.seconds)
+            self._announce(found.row)
+        elif isinstance(found, NotFound):  # it never came to the disk
+            self._let_go(outcome.id)
 
-    async def _make_room(self, user: str) -> None:
-        lacks = self._room.lacks(user)
+    async def _kept(self, end: attempts.End) -> None:
+        """It is on disk that an attempt has ended."""
+        self._clear(end.row)
+        if end.usage is not None and end.row.state == _Q.COMPLETED:
+            self._room.take(end.row)
+        lacks, user = self._room.lacks(end.row.user), end.row.user
         for row in await self._store.run(lambda c: remove_oldest(c, user, lacks)) if lacks else []:
             self._room.give(row)
             self.files.result(row.id, row.attempt).unlink(missing_ok=True)
+
+    def _account(self, end: attempts.End, seconds: float | None = None) -> None:
+        """An attempt has ended; `seconds` are what it has cost, where it is known of a whole one."""
+        if end.usage is not None:
+            self.scheduler.usage[end.row.user] = end.usage
+            if seconds is not None and end.row.kind == "run":
+                self.scheduler.ran(end.row.pool, seconds)
 
     def _loss(self, row: Row, held: Held, why: str, cause: EndCause) -> Loss:
         """In the last seconds of a walltime it is that which ends a job, though all that its worker sees is a signal."""
@@ -291,9 +381,38 @@ class Requests:
         for row in await self._store.run(fail):
             self._moved(row)
 
+    def _back(self, request: str, row: Row | None) -> None:
+        """What was done with it did not come to the disk, where it is as in `row`."""
+        if row is None:
+            self._give_up(request)
+        else:
+            self._moved(row)
+            if row.state in HELD:
+                self.holdings.take(row)
+        self._changes.announce(f"news:{request}")
+
+    def _give_up(self, request: str) -> None:
+        """There is no such request; a worker that has it is told to stop."""
+        self._backlog.forget(request)
+        self.counters.forget(request)
+        if held := self.holdings.find(request):
+            held.cancel = True
+            self._changes.announce(f"orders:{held.replica}")
+
     def _moved(self, row: Row) -> None:
-        """A request has another state: count it there, wake who waits, remove what nobody needs of an ended one."""
+        """It is on disk that a request has another state."""
+        self._announce(row)
+        self._clear(row)
+
+    def _clear(self, row: Row) -> None:
+        """Remove what nobody needs of an ended request."""
+        if row.state.ended:
+            self.files.remove_of_ended(row)
+
+    def _announce(self, row: Row) -> None:
+        """A request has another state: count it there, wake who waits."""
         self._backlog.note(row)
+        self.dumps.note(row)
         self.counters.note(row)
         self._changes.announce(f"request:{row.id}")
         if row.state == _Q.QUEUED:
@@ -304,7 +423,6 @@ class Requests:
             self._let_go(row.id)
         if row.state.ended:
             self._changes.announce(f"news:{row.id}")
-            self.files.remove_of_ended(row)
 
     def _let_go(self, request: str) -> Held | None:
         """No worker holds it (any more); its user may have another run, if he had as many as he may."""
@@ -312,8 +430,6 @@ class Requests:
         if held is not None and self.scheduler.is_barred(held.user):
             for pool in self._backlog.pools():
                 self._changes.announce(f"queue:{pool}")
+        if held is not None and held.is_dump:
+            self.dumps.let_go(held)
         return self.holdings.drop(request)
-
-
-def _is_given(row: Row, replica: str) -> bool:
-    return row.state == _Q.LEASED and row.replica == replica

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from nnsight_hpc.daemon.frames import check_run
+from nnsight_hpc.daemon.frames import check_run, is_known
 from nnsight_hpc.daemon.new_request import NewRequest
 from nnsight_hpc.daemon.policy import check_graph
 from nnsight_hpc.daemon.refusals import fingerprint_error, needs_error, result_error
-from nnsight_hpc.daemon.web import LAST_BYTE, LONGEST_WAIT, answer, file, listed, number
+from nnsight_hpc.daemon.web import LAST_BYTE, LONGEST_WAIT, answer, file, listed, needs_of, number, priority_of
 from nnsight_hpc.graph.cobatch import batch_key
 from nnsight_hpc.wire.errors import CorruptData, InvalidInput
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.http import FRAME
-from nnsight_hpc.wire.messages import PRIORITIES, encode
+from nnsight_hpc.wire.messages import encode
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
@@ -27,12 +26,10 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from nnsight_hpc.daemon.arrivals import Arrivals
+    from nnsight_hpc.daemon.new_request import Accepted
     from nnsight_hpc.daemon.parts import Parts
-    from nnsight_hpc.daemon.table import Row
     from nnsight_hpc.graph import Graph
     from nnsight_hpc.graph.cobatch import BatchKey
-
-_LONGEST_NEED = 1e9
 
 
 class RequestsApi:
@@ -53,30 +50,39 @@ class RequestsApi:
         ]
 
     async def _put(self, request: web.Request) -> web.Response:
-        return answer(self._views.status_of(await self._receive(request)))
+        accepted = await self._begin(request)
+        return answer(self._views.status_of(await accepted.durable))
 
     async def _run(self, request: web.Request) -> web.Response:
-        """As `_put`, then wait for what it says or for its end; a small result comes with that."""
+        """As `_put`, then wait for what it says or for its end; a small result comes with that.
+
+        An end that answers all is told at once, also where neither it nor the request is on disk yet: nothing else has been
+        acknowledged then, and who does not get the answer sends the request again.
+        """
         name, wait = request.match_info["id"], number(request, "wait", default=0, most=LONGEST_WAIT)
         news = self._views.news(name)
-        row = await self._receive(request)
-        if not row.state.ended:
+        accepted = await self._begin(request)
+        if not accepted.row.state.ended:
             with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), wait)
-        log, result = await self._views.answer(name)
+        if fresh := self._requests.fresh(name):
+            log, result = self._views.fresh_log(fresh.row), fresh.result
+        else:
+            await accepted.durable
+            log, result = await self._views.answer(name)
         return web.Response(body=pack(encode(log), result), content_type=FRAME)
 
-    async def _receive(self, request: web.Request) -> Row:
-        """Have a request stored and queued; as it is then, or as it is where it has been sent before."""
-        received, needs = time.time(), number(request, "needs", default=0, most=_LONGEST_NEED)
-        priority, exclusive = _priority(request), request.query.get("exclusive") == "1"
+    async def _begin(self, request: web.Request) -> Accepted:
+        """Have a request queued; as it is then, or as it is where it has been sent before."""
+        received, needs = time.time(), needs_of(request)
+        priority, exclusive = priority_of(request), request.query.get("exclusive") == "1"
 
         def look(file: BinaryIO) -> tuple[Graph, BatchKey | None]:
             graph, forms = check_run(file)
             return graph, batch_key(graph, forms, exclusive=exclusive)
 
         async def describe(file: BinaryIO) -> NewRequest:
-            graph, batch = await asyncio.to_thread(look, file)
+            graph, batch = look(file) if is_known(file) else await asyncio.to_thread(look, file)
             pool = request.query.get("pool") or self._pools.for_model(graph.model)
             held = self._pools.accepting(pool)
             if error := (
@@ -99,7 +105,7 @@ class RequestsApi:
                 tokens=batch.tokens if batch else 0,
             )
 
-        return await self._arrivals.receive(request, request.match_info["id"], describe)
+        return await self._arrivals.begin(request, request.match_info["id"], describe)
 
     async def _list(self, request: web.Request) -> web.Response:
         user, limit = None if request["owner"] else request["user"], listed(request)
@@ -121,7 +127,7 @@ class RequestsApi:
         row = await self._views.row(request.match_info["id"])
         if error := result_error(row):
             raise error
-        path = self._requests.files.result(row.id, row.attempt)
+        path = await self._requests.results.in_file(row)
         if await asyncio.to_thread(_size, path) != row.result_bytes:
             raise CorruptData(
                 f"the result of request {row.id} is not there as its worker wrote it",
@@ -156,13 +162,3 @@ def _states(request: web.Request, given: str) -> set[RequestState]:
         raise InvalidInput(
             f"state={given} is no list of states", where=request.path, why=f"{error}: {allowed}"
         ) from None
-
-
-def _priority(request: web.Request) -> int:
-    """Among its user's own requests; a larger one goes first."""
-    given = request.query.get("priority", "0")
-    if not re.fullmatch(r"-?\d{1,3}", given, re.ASCII) or int(given) not in PRIORITIES:
-        raise InvalidInput(
-            f"priority={given} is not a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}", where=request.path
-        )
-    return int(given)

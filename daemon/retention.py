@@ -36,8 +36,15 @@ def forget(connection: sqlite3.Connection, before: float, datasets: Path) -> lis
         tail=f"ORDER BY ended LIMIT {_AT_ONCE}",
     )
     connection.executemany("DELETE FROM events WHERE subject = ?", [(f"request:{row.id}",) for row in rows])
+    connection.executemany("DELETE FROM results WHERE sequence = ?", [(row.sequence,) for row in rows])
     connection.executemany("DELETE FROM requests WHERE sequence = ?", [(row.sequence,) for row in rows])
     return rows
+
+
+def forget_dataset(connection: sqlite3.Connection, name: str) -> list[Row]:
+    """It is not there any more: its requests say nothing about the next of that name; these, as they are now."""
+    rows = table.select(connection, "dataset = ?", name)
+    return [table.update(connection, row, dataset="") for row in rows]
 
 
 def forget_stories(connection: sqlite3.Connection, before: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.daemon import table
+from nnsight_hpc.daemon import small, table
 from nnsight_hpc.daemon.story import tell_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def remove_oldest(connection: sqlite3.Connection, user: str, lacks: int) -> list
             break
         lacks -= row.result_bytes
         table.update(connection, row, result_bytes=0, note=_REMOVED)
+        small.drop_result(connection, row)
         tell_of(connection, row, _REMOVED)
         removed.append(row)
     return removed

@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from heapq import merge
 from itertools import chain, islice
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from nnsight_hpc.daemon.queues import Order
@@ -83,22 +83,37 @@ class Scheduler:
         return [run, *_while_room(islice(others, most - 1), tokens - run.tokens)]
 
     def gives_way(self, replica: str) -> tuple[str, ...]:
-        """The dump that the replica is to interrupt, if so: one at a time, where a run waits that no replica is free for."""
-        pool = next((held.pool for held in self._holdings.all() if held.replica == replica), "")
-        queue = self._backlog.queue(pool)
-        dumps = [held for held in self._holdings.all() if held.pool == pool and held.kind == "dump"]
-        if all(dump.replica != replica for dump in dumps) or not len(queue.runs):
+        """The dump, or the part of one, that the replica is to interrupt, if so.
+
+        One that is paused; otherwise one at a time, where something waits that no replica is free for: parts first.
+        """
+        mine = [held for held in self._holdings.all() if held.replica == replica and held.is_dump]
+        if not mine or any(held.pause for held in mine):
+            return tuple(held.id for held in mine)
+        pool = mine[0].pool
+        queue, order = self._backlog.queue(pool), self._order(pool)
+        left = {one.id: self._left(one.id) for one in self._serving(pool)}
+        lines = (line.in_order(order, lambda one: one.needs <= max(left.values(), default=0.0)) for line in queue.lines)
+        first = next(chain.from_iterable(lines), None)
+        if first is None:
             return ()
-        order, left = self._order(pool), {one.id: self._left(one.id) for one in self._serving(pool)}
-        run = next(queue.runs.in_order(order, lambda run: run.needs <= max(left.values(), default=0.0)), None)
-        if run is None:
-            return ()
-        able = {one for one, seconds in left.items() if run.needs <= seconds}
-        giving = [dump for dump in dumps if dump.replica in able and self._yields(dump, run, order)]
+        able = {one for one, seconds in left.items() if first.needs <= seconds}
+        dumps = [held for held in self._holdings.all() if held.pool == pool and held.is_dump]
+        giving = [dump for dump in dumps if dump.replica in able and self._yields(dump, first, order)]
         if not giving or able - {held.replica for held in self._holdings.all()}:
             return ()
-        chosen = max(giving, key=lambda dump: (order.cost[dump.user], dump.id))
+        chosen = max(giving, key=lambda dump: (dump.kind == "part", order.cost[dump.user], dump.id))
         return (chosen.id,) if chosen.replica == replica else ()
+
+    def has_work(self, pool: str, replica: str) -> bool:
+        """Whether something waits that the replica could be given."""
+        return bool(self.next(pool, replica, 1, inf))
+
+    def first_of(self, pool: str, users: Iterable[str]) -> str | None:
+        """Of these users the one who has had least, and may have one more replica."""
+        order = self._order(pool)
+        able = [user for user in users if user not in order.barred]
+        return min(able, key=lambda user: order.cost[user], default=None)
 
     def is_barred(self, user: str) -> bool:
         """Whether he has as many replicas at work as he may have."""
@@ -165,9 +180,11 @@ class Scheduler:
         """Whether a dump that waits goes before a run."""
         return order.cost[dump.user] < order.cost[run.user] and self._had_a_turn(dump.since)
 
-    def _yields(self, dump: Held, run: Waiting, order: Order) -> bool:
-        """Whether a dump gives way to a run."""
-        return order.cost[run.user] <= order.cost[dump.user] or self._had_a_turn(dump.since)
+    def _yields(self, dump: Held, one: Waiting, order: Order) -> bool:
+        """Whether a dump gives way to what waits: a part of one always, another one to runs only."""
+        if dump.kind == "part" or one.kind == "dump":
+            return dump.kind == "part"
+        return order.cost[one.user] <= order.cost[dump.user] or self._had_a_turn(dump.since)
 
     def _had_a_turn(self, since: float) -> bool:
         return time.time() - since >= self._config.turn

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REQUEST, _DATASET = "/v1/requests/{id}", "/v1/datasets/{name}"
+_REQUEST, _DATASET, _DUMP = "/v1/requests/{id}", "/v1/datasets/{name}", "/v1/dumps/{name}"
 _FOR_ALL = {
     "/v1/hello": {"GET"},
     "/v1/status": {"GET"},
@@ -43,6 +43,9 @@ _FOR_ALL = {
     "/v1/datasets": {"GET"},
     _DATASET: {"PUT", "GET", "DELETE"},
     f"{_DATASET}/files": {"GET"},
+    "/v1/dumps": {"GET"},
+    _DUMP: {"GET"},
+    **{f"{_DUMP}/{what}": {"POST"} for what in ("pause", "resume", "verify", "repair")},
     f"{_DATASET}/files/{{path}}": {"GET"},
 }
 """Routes, as they are registered, and their methods."""
@@ -85,10 +88,10 @@ class _Guard:
         self._check_route(request, resource.canonical)
         where = f"{request.method} {request.path}"
         if identifier := request.match_info.get("id") or request.query.get("request"):
-            row = await self._views.find(identifier)
+            row = await self._views.peek(identifier)
             if row is not None:
                 check_own(f"request {identifier}", row.user, request["user"], where=where)
-        if resource.canonical.startswith(_DATASET):
+        if resource.canonical.startswith((_DATASET, _DUMP)):
             name = request.match_info["name"]
             if user := await self._user_of_dataset(name):
                 check_own(f"dataset {name}", user, request["user"], where=where)

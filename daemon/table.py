@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nnsight_hpc.daemon import small
 from nnsight_hpc.wire.errors import ErrorReport, NotFound
 from nnsight_hpc.wire.messages import DumpProgress, DumpSpec, encode
 from nnsight_hpc.wire.states import RequestState, move
@@ -46,6 +47,7 @@ class Row(msgspec.Struct, frozen=True):
     gave_way: int = 0
     digest: str = ""
     ended: float = 0.0
+    paused: bool = False
 
 
 def move_to(connection: sqlite3.Connection, row: Row, to: RequestState, **changes: Any) -> Row:
@@ -53,6 +55,8 @@ def move_to(connection: sqlite3.Connection, row: Row, to: RequestState, **change
     state, now = move(row.state, to, of=f"request {row.id}"), time.time()
     times = row.times if state == row.state else {**row.times, state: now}
     ended = {"ended": now} if state.ended else {}
+    if state.ended:
+        small.drop_body(connection, row)
     return update(connection, row, state=state, times=times, **ended, **changes)
 
 
@@ -80,6 +84,11 @@ def _column(value: Any) -> Any:
 
 def _json(value: dict[str, float]) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def waits(row: Row) -> bool:
+    """Whether it may be given to a worker."""
+    return row.state == RequestState.QUEUED and not row.paused
 
 
 def select(connection: sqlite3.Connection, where: str, *values: object, tail: str = "ORDER BY sequence") -> list[Row]:
@@ -149,6 +158,7 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "state": RequestState,
     "times": msgspec.json.Decoder(dict[str, float]).decode,
     "cancel": bool,
+    "paused": bool,
     "dump": lambda data: msgspec.json.decode(data, type=DumpSpec) if data else None,
     "error": lambda data: msgspec.json.decode(data, type=ErrorReport) if data else None,
     "progress": lambda data: msgspec.json.decode(data, type=DumpProgress) if data else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import re
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from aiohttp import web
@@ -12,7 +13,7 @@ from aiohttp import web
 from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.files import replacing, write_atomically
 from nnsight_hpc.wire.http import FRAME, JSON
-from nnsight_hpc.wire.messages import LISTED, MOST_LISTED, decode, encode
+from nnsight_hpc.wire.messages import LISTED, MOST_LISTED, PRIORITIES, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ T = TypeVar("T")
 MESSAGE_BYTES = 1 << 20
 """The largest JSON message; frames are received by `store_body`."""
 LONGEST_WAIT = 60.0
+_LONGEST_NEED = 1e9
 LAST_BYTE = 1 << 62
 """No file has more."""
 _BLOCK = 1 << 20
@@ -84,6 +86,21 @@ def number(request: web.Request, name: str, *, default: float, most: float) -> f
     if not value >= 0:
         raise InvalidInput(f"{name}={given} is not a number of at least 0", where=request.path)
     return min(value, most)
+
+
+def needs_of(request: web.Request) -> float:
+    """The seconds that a request takes at least, as far as its sender knows."""
+    return number(request, "needs", default=0, most=_LONGEST_NEED)
+
+
+def priority_of(request: web.Request) -> int:
+    """Among its user's own requests; a larger one goes first."""
+    given = request.query.get("priority", "0")
+    if not re.fullmatch(r"-?\d{1,3}", given, re.ASCII) or int(given) not in PRIORITIES:
+        raise InvalidInput(
+            f"priority={given} is not a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}", where=request.path
+        )
+    return int(given)
 
 
 def listed(request: web.Request) -> int:

@@ -12,15 +12,27 @@ from aiohttp import web
 
 from nnsight_hpc.daemon.errors import error_response, errors_as_reports
 from nnsight_hpc.daemon.records import UNREGISTERED, same_job
-from nnsight_hpc.daemon.web import LONGEST_WAIT, MESSAGE_BYTES, answer, done, message, number, required
+from nnsight_hpc.daemon.web import LONGEST_WAIT, answer, done, message, number, required
 from nnsight_hpc.wire.errors import Conflict, Denied, Incompatible, InvalidInput, NotFound, Unreachable
 from nnsight_hpc.wire.files import read_if_there
 from nnsight_hpc.wire.http import JSON
-from nnsight_hpc.wire.messages import PROTOCOL, DumpProgress, decode
+from nnsight_hpc.wire.messages import PROTOCOL, decode
 from nnsight_hpc.wire.names import check_name
 from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.states import ReplicaState
-from nnsight_hpc.wire.workers import Begun, EndRecord, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
+from nnsight_hpc.wire.workers import (
+    Begun,
+    EndRecord,
+    Orders,
+    Outcome,
+    SliceAsk,
+    SliceGiven,
+    SliceProgress,
+    SlicesOpened,
+    WorkerHello,
+    WorkerReport,
+    WorkerWelcome,
+)
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
@@ -34,11 +46,13 @@ logger = logging.getLogger(__name__)
 _R = ReplicaState
 _MOST = 10_000
 """Requests that are handed out together."""
+_OUTCOMES_BYTES = 16 << 20
+"""The largest message of a worker: the outcomes of requests that shared a forward, with small results (in base64)."""
 
 
 def workers_app(parts: Parts, secret: str) -> web.Application:
     app = web.Application(
-        middlewares=[errors_as_reports, _only_workers(secret, parts.hello.epoch)], client_max_size=MESSAGE_BYTES
+        middlewares=[errors_as_reports, _only_workers(secret, parts.hello.epoch)], client_max_size=_OUTCOMES_BYTES
     )
     app.add_routes(WorkersApi(parts).routes())
     return app
@@ -85,8 +99,11 @@ class WorkersApi:
             web.post("/w1/orders", self._wait_for_orders),
             web.post("/w1/lease", self._lease),
             web.post("/w1/started", self._started),
+            web.post("/w1/held", self._held),
             web.post("/w1/log", self._log),
             web.post("/w1/progress", self._progress),
+            web.post("/w1/slices", self._slices),
+            web.post("/w1/slice", self._slice),
             web.post("/w1/outcomes", self._outcomes),
             web.post("/w1/end", self._end),
         ]
@@ -179,6 +196,11 @@ class WorkersApi:
         await self._requests.started(required(request, "replica"), begun)
         return done()
 
+    async def _held(self, request: web.Request) -> web.Response:
+        """Returns once it is on disk that the replica has this attempt."""
+        await self._requests.confirm(required(request, "replica"), required(request, "id"), _count(request, "attempt"))
+        return done()
+
     async def _log(self, request: web.Request) -> web.Response:
         name, replica, attempt = required(request, "id"), required(request, "replica"), _count(request, "attempt")
         await self._requests.said(name, replica, attempt, _count(request, "at"), await request.read())
@@ -186,8 +208,27 @@ class WorkersApi:
 
     async def _progress(self, request: web.Request) -> web.Response:
         replica = required(request, "replica")
-        self._requests.progress(required(request, "id"), replica, await message(request, DumpProgress))
+        await self._requests.dumps.hear(required(request, "id"), replica, await message(request, SliceProgress))
         return answer(self._orders(replica))
+
+    async def _slices(self, request: web.Request) -> web.Response:
+        replica = required(request, "replica")
+        await self._requests.dumps.open(required(request, "id"), replica, await message(request, SlicesOpened))
+        return done()
+
+    async def _slice(self, request: web.Request) -> web.Response:
+        """Waits while others write the last slices, unless the worker is to do something else."""
+        replica, name, ask = required(request, "replica"), required(request, "id"), await message(request, SliceAsk)
+        wait = number(request, "wait", default=0, most=LONGEST_WAIT)
+
+        async def given() -> SliceGiven:
+            return await self._requests.dumps.next(name, replica, ask)
+
+        def enough(found: SliceGiven) -> bool:
+            return found != SliceGiven() or self._orders(replica) != Orders()
+
+        found: SliceGiven = await self._changes.wait(f"orders:{replica}", given, enough, wait)
+        return answer(found)
 
     async def _outcomes(self, request: web.Request) -> web.Response:
         replica = required(request, "replica")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 import msgspec
-import numpy as np
 
 from nnsight_hpc.storage.hdf5 import INDEX
 from nnsight_hpc.storage.layout import array_paths
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 class FileSum(msgspec.Struct, frozen=True):
@@ -36,10 +35,9 @@ class FileSum(msgspec.Struct, frozen=True):
 
 def crc32c_of(file: int, *, checksum: int = 0, offset: int = 0) -> str:
     """The crc32c of all bytes of an open file, read in blocks by position; `checksum` is that of the first `offset`."""
-    buffer = np.empty(_BLOCK_BYTES, dtype=np.uint8)
-    while count := os.preadv(file, [buffer.data], offset):
-        checksum = google_crc32c.extend(checksum, buffer[:count])
-        offset += count
+    while block := os.pread(file, _BLOCK_BYTES, offset):
+        checksum = google_crc32c.extend(checksum, block)
+        offset += len(block)
     return f"{checksum:08x}"
 
 

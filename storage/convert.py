@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from nnsight_hpc.storage.layout import dataset_layouts
 from nnsight_hpc.storage.reader import ActivationDataset
 from nnsight_hpc.storage.schema import read_attributes
-from nnsight_hpc.storage.tokens import TokenTable
 from nnsight_hpc.storage.writer import DatasetWriter
 from nnsight_hpc.wire.errors import Conflict
 
@@ -67,7 +65,7 @@ def _writer(dataset: ActivationDataset, target: Path) -> DatasetWriter:
     return DatasetWriter.create(
         target,
         captures=dataset.attributes.captures,
-        tokens=_tokens(dataset),
+        tokens=dataset.token_table(),
         provenance=dataset.provenance,
         rows_per_slice=dataset.attributes.slice_rows,
         shard_bytes=max(layout.shard_rows * layout.row_bytes for layout in layouts),
@@ -77,16 +75,6 @@ def _writer(dataset: ActivationDataset, target: Path) -> DatasetWriter:
 
 def _content(attributes: DatasetAttributes) -> DatasetAttributes:
     return msgspec.structs.replace(attributes, complete=True, completed="", store="zarr")
-
-
-def _tokens(dataset: ActivationDataset) -> TokenTable:
-    documents = list(dataset.iter_documents())
-    return TokenTable(
-        input_ids=dataset.tokens.input_ids[:],
-        offset=np.array([0, *(document.stop for document in documents)]),
-        ids=[document.id for document in documents],
-        position=dataset.tokens.position[:],
-    )
 
 
 def _copy(dataset: ActivationDataset, part: SliceRange, writer: SliceWriter) -> None:

@@ -25,7 +25,7 @@ from nnsight_hpc.storage.schema import (
     check_captures,
     store_of,
 )
-from nnsight_hpc.storage.shards import ShardWriter, disk_errors
+from nnsight_hpc.storage.shards import ShardWriter, TakenOver, disk_errors
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
 from nnsight_hpc.wire.files import sync_folder
 
@@ -79,13 +79,20 @@ def create_dataset(
     layouts, slice_rows = _capture_layouts(captures, sizes, rows_per_slice, shard_bytes, store)
     attributes = _attributes(captures, tokens, provenance, slice_rows, store)
     _check_slices(attributes)
-    building = path.with_name(f".{path.name}.{token_hex(4)}.partial")
+    building = path.with_name(_building_name(path, token_hex(4)))
     try:
         with disk_errors(path):
-            _build(building, attributes, layouts, arrays, writer)
-            _move_into_place(building, path)
+            try:
+                _build(building, attributes, layouts, arrays, writer)
+                building.rename(path)
+            except (OSError, TakenOver) as error:
+                if path.exists():  # somebody was faster
+                    raise _exists(path) from error
+                raise
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    _remove_unfinished(path)
 
 
 def planned_layouts(
@@ -104,6 +111,16 @@ def _check_place(path: Path) -> None:
         raise _exists(path)
     if not path.parent.is_dir():
         raise NotFound("the folder for the dataset does not exist", where=str(path.parent), next="create it first")
+
+
+def _building_name(path: Path, attempt: str) -> str:
+    return f".{path.name}.{attempt}.partial"
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what those have begun who were killed, or are too late."""
+    for unfinished in path.parent.glob(_building_name(path, "[0-9a-f]" * 8)):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _exists(path: Path) -> Conflict:
@@ -188,13 +205,3 @@ def _build(
                 entries.append(shard_writer.seal(slice_number=None, writer=writer))
                 shard_writer.publish()
     write_table_manifest(folder, entries)
-
-
-def _move_into_place(building: Path, path: Path) -> None:
-    try:
-        building.rename(path)
-    except OSError as error:
-        if path.exists():  # somebody was faster
-            raise _exists(path) from error
-        raise
-    sync_folder(path.parent)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nnsight_hpc.storage.checksums import FileSum, file_problem
-from nnsight_hpc.storage.documents import document_bounds
+from nnsight_hpc.storage.documents import document_bounds, document_starts
 from nnsight_hpc.storage.finish import set_complete, shard_problem
 from nnsight_hpc.storage.layout import dataset_layouts
 from nnsight_hpc.storage.manifest import read_manifest, remove_whole_manifest, reopen_manifest
 from nnsight_hpc.storage.schema import read_attributes
 from nnsight_hpc.storage.shards import disk_errors
-from nnsight_hpc.wire.errors import CorruptData
+from nnsight_hpc.wire.errors import CorruptData, HpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from nnsight_hpc.storage.layout import RowsFile
@@ -39,17 +39,28 @@ class Damage(msgspec.Struct, frozen=True):
         What is wrong with it.
     slices
         The slices that have to be written again for it; none for tokens and documents, which no slice writes.
+    rows
+        The rows of its array that it holds: first, and one after the last.
+    documents
+        The documents that these rows belong to, in the same way; none for a file of no capture.
     """
 
     path: str
     problem: str
     slices: tuple[int, ...]
+    rows: tuple[int, int] = (0, 0)
+    documents: tuple[int, int] = (0, 0)
 
 
-def find_damage(root: Path) -> list[Damage]:
+def find_damage(root: Path, progress: Callable[[int, int], None] = lambda _done, _total: None) -> list[Damage]:
     """Read every file that has to be there, and compare it with the manifest.
 
     In a complete dataset these are all shards, in another one those of the slices that are committed.
+
+    Parameters
+    ----------
+    progress
+        Takes how many bytes have been read, after each file, and of how many.
 
     Raises
     ------
@@ -61,18 +72,26 @@ def find_damage(root: Path) -> list[Damage]:
     shards = {
         shard.path: shard for array in dataset_layouts(root, attributes) for shard in array.shard_files(0, array.rows)
     }
-    problems = dict(_problems(root, shards if attributes.complete else {}, committed))
-    return [
-        Damage(path, problem, tuple(_slices(root, attributes, shards.get(path), committed.get(path))))
-        for path, problem in problems.items()
-    ]
+    problems = dict(_problems(root, shards if attributes.complete else {}, committed, progress))
+    found = []
+    for path, problem in problems.items():
+        shard, entry = shards.get(path), committed.get(path)
+        rows = entry.rows if entry else (shard.start, shard.stop) if shard else (0, 0)
+        slices = tuple(_slices(root, attributes, shard, entry))
+        found.append(Damage(path, problem, slices, rows, _documents(root, attributes, path, rows)))
+    return found
 
 
-def repair(root: Path) -> list[int]:
+def repair(root: Path, damage: Sequence[Damage] | None = None) -> list[int]:
     """Take damaged slices out of the manifest, so that a dump goes on with just these; their numbers, in order.
 
     A complete dataset is incomplete then, until the slices are written and `DatasetWriter.finish` is called. Files are
     left as they are: what is whole stays, and what is damaged is replaced when its slice is written.
+
+    Parameters
+    ----------
+    damage
+        What `find_damage` has found just now; None: it looks.
 
     Raises
     ------
@@ -83,7 +102,7 @@ def repair(root: Path) -> list[int]:
     HpcError
         The manifest cannot be written.
     """
-    damage = find_damage(root)
+    damage = find_damage(root) if damage is None else damage
     lost = [f"{one.path}: {one.problem}" for one in damage if not one.slices]
     if lost:
         raise CorruptData(
@@ -104,14 +123,34 @@ def repair(root: Path) -> list[int]:
 
 
 def _problems(
-    root: Path, planned: dict[str, RowsFile], committed: dict[str, ManifestEntry]
+    root: Path,
+    planned: dict[str, RowsFile],
+    committed: dict[str, ManifestEntry],
+    progress: Callable[[int, int], None],
 ) -> Iterator[tuple[str, str]]:
     for path, shard in planned.items():
         if problem := shard_problem(root, shard, committed):
             yield path, problem
+    done, total = 0, sum(entry.bytes for entry in committed.values())
     for path, entry in committed.items():
         if problem := file_problem(root, FileSum(path, entry.bytes, entry.crc32c)):
             yield path, problem
+        done += entry.bytes
+        progress(done, total)
+
+
+def _documents(root: Path, attributes: DatasetAttributes, path: str, rows: tuple[int, int]) -> tuple[int, int]:
+    """The documents that have some of these rows; none where it cannot be said."""
+    kinds = {f"activations/{capture.name}": capture.rows for capture in attributes.captures}
+    kind = kinds.get(path.rpartition("/")[0])
+    if kind != "token":
+        return rows if kind == "document" else (0, 0)
+    try:
+        starts = document_starts(root, attributes)
+    except HpcError:  # where documents begin is damaged, too
+        return 0, 0
+    first, last = (int(starts.searchsorted(row, side="right")) for row in (rows[0], rows[1] - 1))
+    return first - 1, last
 
 
 def _slices(

@@ -76,6 +76,10 @@ class Documents:
         for start in range(0, len(self._ids), _AT_ONCE):
             yield from self._between(start, min(start + _AT_ONCE, len(self._ids)))
 
+    def table(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], list[str]]:
+        """For documents ``first`` to ``last - 1``: where each begins, and the last ends (one more); and their ids."""
+        return self._offset[first : last + 1], [decode_id(row) for row in self._ids[first:last]]
+
     def _between(self, first: int, last: int) -> Iterator[Document]:
         offset, ids = self._offset[first : last + 1].tolist(), self._ids[first:last]
         for number in range(last - first):

@@ -36,12 +36,17 @@ _BLOCK_BYTES = 8 << 20
 
 def document_bounds(root: Path, attributes: DatasetAttributes) -> list[tuple[int, int]]:
     """For each slice the documents that begin in it, [first, stop); empty documents at the end belong to the last."""
-    layouts = {layout.path: layout for layout in dataset_layouts(root, attributes)}
-    offset = layouts["documents/offset"]
-    starts = StoredArray(LocalFiles(root), offset, [(0, offset.rows)])[:-1]
+    starts = document_starts(root, attributes)
     borders = np.searchsorted(starts, [attributes.slice_bounds(number)[0] for number in range(attributes.slices)])
     edges = [*borders.tolist(), attributes.documents]
     return list(pairwise(edges))
+
+
+def document_starts(root: Path, attributes: DatasetAttributes) -> npt.NDArray[Any]:
+    """The row with which each document begins."""
+    layouts = {layout.path: layout for layout in dataset_layouts(root, attributes)}
+    offset = layouts["documents/offset"]
+    return StoredArray(LocalFiles(root), offset, [(0, offset.rows)])[:-1]
 
 
 def staged_file(array: ArrayLayout, number: int, bounds: tuple[int, int]) -> RowsFile:

@@ -43,6 +43,11 @@ def complete_dataset(root: Path, writer: str) -> None:
         except (HpcError, OSError):
             if not read_attributes(root).complete:  # another worker was faster, and has removed the parts
                 raise
+    tidy_up(root)
+
+
+def tidy_up(root: Path) -> None:
+    """Remove from a complete dataset what was needed to write it; whoever completed it may have been killed before that."""
     remove_manifest_parts(root)
     remove_leftovers(root)
 

@@ -12,7 +12,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from nnsight_hpc.storage.layout import Hdf5Array, Hdf5Arrays
 from nnsight_hpc.storage.schema import FILE_MODE, METADATA, fill_value
@@ -58,6 +57,7 @@ def create_rows_file(path: Path, planned: RowsFile) -> None:
 def _create(path: Path, planned: RowsFile) -> int:
     """Create the file, and return the byte at which the rows begin."""
     import h5py  # noqa: PLC0415  (the daemon and readers need not load it)
+    import numpy as np  # noqa: PLC0415  (nor this)
 
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)

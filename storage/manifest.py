@@ -77,6 +77,11 @@ def slice_is_done(root: Path, number: int) -> bool:
     return raw is not None and not any(size_problem(root, entry) for entry in _decode(raw, _slice_file(root, number)))
 
 
+def written_slices(root: Path) -> list[Path]:
+    """The manifests of the slices that are committed, in a dataset that is not complete."""
+    return sorted((root / _PARTS).glob("slice-*.jsonl"))
+
+
 def read_manifest(root: Path) -> list[ManifestEntry]:
     """All committed files of a dataset, complete or not.
 

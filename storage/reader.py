@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
 
 from nnsight_hpc.storage.arrays import StoredArray
 from nnsight_hpc.storage.checksums import FileSum, verify_files
 from nnsight_hpc.storage.document_view import Document, Documents
-from nnsight_hpc.storage.files import LocalFiles
 from nnsight_hpc.storage.layout import ArrayLayout, dataset_layouts
 from nnsight_hpc.storage.manifest import read_manifest
 from nnsight_hpc.storage.schema import read_attributes
 from nnsight_hpc.storage.selection import Selection
+from nnsight_hpc.storage.sources import open_source
+from nnsight_hpc.storage.tokens import TokenTable
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from nnsight_hpc.storage.arrays import Rows
     from nnsight_hpc.storage.schema import CaptureSpec, Provenance
     from nnsight_hpc.storage.selection import Condition
+    from nnsight_hpc.storage.sources import Source
     from nnsight_hpc.storage.torch_dataset import TorchBatches
 
 BUFFER_ROWS = 32768
@@ -47,12 +51,16 @@ class Tokens:
 
 
 class ActivationDataset:
-    """An activation dataset on disk, for reading.
+    """An activation dataset, for reading.
+
+    One on a cluster is read without a copy: what is asked for comes through one connection, which `close`, or the end of
+    a ``with`` block, ends. A lost connection is made anew, for ten minutes.
 
     Parameters
     ----------
     path
-        The folder ``NAME.zarr``.
+        The folder ``NAME.zarr``; or ``CLUSTER:NAME``, a complete dataset on a cluster (a profile, or ``local``); or a
+        `Source` that somebody has opened.
     allow_incomplete
         Open a dataset that is still being written; rows that are not in `present` raise `NotFound`.
 
@@ -66,9 +74,10 @@ class ActivationDataset:
         Its metadata cannot be used; see `read_attributes` and `dataset_layouts`.
     """
 
-    def __init__(self, path: str | Path, *, allow_incomplete: bool = False) -> None:
-        self.path = Path(path)
-        self.attributes = read_attributes(self.path)
+    def __init__(self, path: str | Path | Source, *, allow_incomplete: bool = False) -> None:
+        self._source = open_source(path)
+        self.path = Path(self._source.name)
+        self.attributes = read_attributes(self._source.root)
         if not (self.attributes.complete or allow_incomplete):
             raise Conflict(
                 "the dataset is not complete",
@@ -76,7 +85,7 @@ class ActivationDataset:
                 next="wait until it is written, resume it, or open it with allow_incomplete=True",
             )
         self.present = self._present()
-        arrays = {layout.path: self._array(layout) for layout in dataset_layouts(self.path, self.attributes)}
+        arrays = {layout.path: self._array(layout) for layout in dataset_layouts(self._source.root, self.attributes)}
         self.tokens = Tokens(arrays["tokens/input_ids"], arrays["tokens/document"], arrays["tokens/position"])
         self._captures = {name: arrays[f"activations/{name}"] for name in self.captures}
         self._documents = Documents(self, arrays["documents/offset"], arrays["documents/id"])
@@ -139,6 +148,22 @@ class ActivationDataset:
         """All documents in order; their activations are read when they are asked for."""
         return iter(self._documents)
 
+    def token_table(
+        self, tokens: tuple[int, int] | None = None, documents: tuple[int, int] | None = None
+    ) -> TokenTable:
+        """The tokens and documents of rows [start, stop), all when None, as a dataset of their own has them.
+
+        `documents` are those that have these rows; the first and the last may be cut.
+        """
+        start, stop = tokens or (0, len(self))
+        offset, ids = self._documents.table(*(documents or (0, self.documents)))
+        return TokenTable(
+            input_ids=self.tokens.input_ids[start:stop],
+            offset=np.clip(offset, start, stop) - start,
+            ids=ids,
+            position=self.tokens.position[start:stop],
+        )
+
     def verify(self) -> None:
         """Read every shard that the manifest lists and compare sizes and checksums.
 
@@ -146,8 +171,22 @@ class ActivationDataset:
         ------
         CorruptData
             Files are missing or differ; all of them are named.
+        InvalidInput
+            It lies on a cluster.
         """
+        if not self._source.here:
+            raise InvalidInput("a dataset can be verified where it lies", where=str(self.path), next="fetch it")
         verify_files(self.path, [FileSum(entry.path, entry.bytes, entry.crc32c) for entry in read_manifest(self.path)])
+
+    def close(self) -> None:
+        """End the connection to the cluster; a dataset of this machine has none."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def to_torch(
         self,
@@ -236,13 +275,13 @@ class ActivationDataset:
             present = [(0, layout.rows)]
         else:
             present = self.present if capture.rows == "token" else []  # these are joined when the dataset is finished
-        return StoredArray(LocalFiles(self.path), layout, present)
+        return StoredArray(self._source.files, layout, present)
 
     def _present(self) -> list[tuple[int, int]]:
         """Ranges of rows [start, stop) that every capture has, in order."""
         if self.complete:
             return [(0, len(self))]
-        done = {entry.slice for entry in read_manifest(self.path) if entry.slice is not None}
+        done = {entry.slice for entry in read_manifest(self._source.root) if entry.slice is not None}
         return _joined(self.attributes.slice_bounds(number) for number in sorted(done))
 
 

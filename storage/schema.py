@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, get_args
 
-import ml_dtypes
 import msgspec
-import numpy as np
 
 from nnsight_hpc.wire.errors import CorruptData, Incompatible, InvalidInput, NotFound
 from nnsight_hpc.wire.files import read_if_there
@@ -19,6 +17,8 @@ from nnsight_hpc.wire.files import read_if_there
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy as np
 
 FORMAT = "nnsight-hpc-activations"
 FORMAT_VERSION = 1
@@ -62,12 +62,32 @@ class CaptureSpec(msgspec.Struct, frozen=True):
     rows: Literal["token", "document"] = "token"
 
 
+class PartOf(msgspec.Struct, frozen=True, kw_only=True):
+    """The dataset of which another one is a part; documents are numbered from 0 in either.
+
+    Parameters
+    ----------
+    dataset
+        Its name.
+    manifest
+        crc32c of its manifest, 8 hexadecimal digits: it tells two datasets of one name apart.
+    tokens, documents
+        The rows and the documents of it, [start, stop), that are here; the first and the last document may be cut.
+    """
+
+    dataset: str
+    manifest: str
+    tokens: tuple[int, int]
+    documents: tuple[int, int]
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Where a dataset comes from; strings that are unknown are empty.
 
     `graph` is the intervention graph as JSON text, `software` maps a distribution's name to its version, `command` is
     what the user typed, `created` is a time in UTC as ISO 8601. `tensors` is a hash of the graph's tensor constants, and
     `inputs` says how documents became inputs of the model (``context``, ``stride``, ``packed``, ``batch_tokens``).
+    `part_of` says of which dataset this is a part, if it is one; all else is that dataset's.
     """
 
     model: str
@@ -81,6 +101,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     created: str = ""
     tensors: str = ""
     inputs: dict[str, int] = {}
+    part_of: PartOf | None = None
 
 
 class DatasetAttributes(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,12 +145,20 @@ def physical_dtype(logical: str) -> np.dtype[np.generic]:
     """The dtype in which Zarr stores a logical dtype: little-endian, and ``uint16`` for the bits of a bfloat16."""
     if logical not in LOGICAL_DTYPES:
         raise InvalidInput(f"dtype {logical!r} cannot be stored", next=f"use one of {', '.join(LOGICAL_DTYPES)}")
+    import numpy as np  # noqa: PLC0415  (who lists and hands on files need not load it)
+
     return np.dtype("uint16" if logical == "bfloat16" else logical).newbyteorder("<")
 
 
 def numpy_dtype(logical: str) -> np.dtype[np.generic]:
     """The dtype in which NumPy computes with a logical dtype: `ml_dtypes.bfloat16` for bfloat16."""
-    return np.dtype(ml_dtypes.bfloat16) if logical == "bfloat16" else physical_dtype(logical)
+    if logical != "bfloat16":
+        return physical_dtype(logical)
+    import ml_dtypes  # noqa: PLC0415  (as above)
+    import numpy as np  # noqa: PLC0415
+
+    bfloat16: np.dtype[np.generic] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
 
 
 def fill_value(logical: str) -> float:
@@ -139,6 +168,11 @@ def fill_value(logical: str) -> float:
     if logical in _FLOATS:
         return float("nan")
     return 255 if logical == "uint8" else -1
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether a dataset can be called so."""
+    return _DATASET_NAME.fullmatch(name) is not None and not name.endswith(_ENDINGS)
 
 
 def dataset_folder(parent: Path, name: str, store: Store | None = None) -> Path:
@@ -151,7 +185,7 @@ def dataset_folder(parent: Path, name: str, store: Store | None = None) -> Path:
     InvalidInput
         `name` is empty, longer than 100 characters, or has other characters than letters, digits, ``.``, ``_``, ``-``.
     """
-    if not _DATASET_NAME.fullmatch(name) or name.endswith(_ENDINGS):
+    if not is_dataset_name(name):
         raise InvalidInput(
             f"{name!r} is not a name for a dataset",
             why="a name has 1 to 100 letters, digits, '.', '_' or '-', begins with a letter or digit, "

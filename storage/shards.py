@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from secrets import token_hex
@@ -22,7 +21,7 @@ from nnsight_hpc.storage.hdf5 import create_rows_file
 from nnsight_hpc.storage.manifest import ManifestEntry
 from nnsight_hpc.storage.schema import FILE_MODE, fill_value
 from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput
-from nnsight_hpc.wire.files import sync_folder
+from nnsight_hpc.wire.files import free_bytes, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +36,20 @@ _FULL: dict[int | None, str] = {number: os.strerror(number) for number in (errno
 _NO_CHUNK = 2**64 - 1  # offset and size of a chunk that the file does not hold
 
 
+class TakenOver(Conflict):
+    """Another writer has this part of the dataset now."""
+
+
 class ShardWriter:
     """Writes a file of rows into the dataset `root`; leaving the block unpublished removes the file.
 
     The partial file has a name of its own in every attempt: a writer that was thought dead and wakes up finds its file
     gone, and cannot take the place of its successor's.
+
+    Attributes
+    ----------
+    unsynced
+        Bytes written since somebody set it to 0.
     """
 
     def __init__(self, root: Path, planned: RowsFile) -> None:
@@ -49,7 +57,7 @@ class ShardWriter:
         self._path = root / planned.path
         self._partial = self._path.with_name(f"{self._path.name}.{token_hex(4)}.partial")
         self._written = np.zeros(planned.stop - planned.start, dtype=bool)
-        self._left = len(self._written)
+        self._left, self.unsynced = len(self._written), 0
         if planned.kind == "hdf5":
             create_rows_file(self._partial, planned)
         else:
@@ -94,6 +102,10 @@ class ShardWriter:
         self._written[first:last] = True
         self._left -= last - first
 
+    def sync(self) -> None:
+        """Bring what is written so far to the disk; another thread may go on writing."""
+        os.fdatasync(self._file)
+
     def missing(self) -> list[tuple[int, int]]:
         """The array's rows that have not been written, as ranges [start, stop)."""
         edges = np.flatnonzero(np.diff(self._written, prepend=True, append=True)) + self._planned.start
@@ -110,10 +122,10 @@ class ShardWriter:
         if not self.full:
             ranges = ", ".join(f"{start} to {stop - 1}" for start, stop in self.missing()[:10])
             raise InvalidInput("the shard cannot be finished: rows were not written", where=str(self._path), why=ranges)
-        if self._planned.kind == "zarr":
-            self._write_bytes(_padding(self._planned), self._planned.data_bytes)
-            index = _index(self._planned)
-            self._write_bytes(index, self._planned.bytes - len(index))
+        offset = self._planned.data_offset + self._planned.data_bytes
+        for block in behind_rows(self._planned):
+            self._write_bytes(block, offset)
+            offset += block.nbytes
         checksum = crc32c_of(self._file, checksum=self._checksum, offset=self._summed)
         os.fsync(self._file)
         return ManifestEntry(
@@ -131,19 +143,20 @@ class ShardWriter:
 
         Raises
         ------
-        Conflict
-            Another writer has taken this shard over.
+        TakenOver
+            Another writer has begun this shard since.
         """
         try:
             self._partial.rename(self._path)
         except FileNotFoundError as error:
-            raise Conflict(
+            raise TakenOver(
                 "another writer took over this part of the dataset", where=str(self._path), next="stop this writer"
             ) from error
         sync_folder(self._path.parent)
 
     def _write_bytes(self, block: npt.NDArray[Any], offset: int) -> None:
         content = block.reshape(-1).view(np.uint8)
+        self.unsynced += len(content)
         if offset == self._summed:  # blocks that come in order need not be read back for the checksum
             self._checksum = google_crc32c.extend(self._checksum, content)
             self._summed += len(content)
@@ -172,14 +185,17 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_full(path: Path, reason: str) -> HpcError:
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = shutil.disk_usage(nearest).free
     return HpcError(
         "the disk is full, or a quota is used up",
         where=str(path),
-        why=f"{reason}; {free / 2**20:,.0f} MiB are free",
+        why=f"{reason}; {free_bytes(path) / 2**20:,.0f} MiB are free",
         next="free space, then resume: the slices that are finished are kept",
     )
+
+
+def behind_rows(shard: RowsFile) -> tuple[npt.NDArray[Any], ...]:
+    """What stands behind the rows of a file of its kind: in a Zarr shard padding up to a whole chunk, and the index."""
+    return (_padding(shard), _index(shard)) if shard.kind == "zarr" else ()
 
 
 def _padding(shard: RowsFile) -> npt.NDArray[Any]:

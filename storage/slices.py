@@ -1,4 +1,8 @@
-"""Write the rows of one slice: blocks in any order, by a thread that writes while the producer computes."""
+"""Write the rows of one slice: blocks in any order, by a thread that writes while the producer computes.
+
+A second thread has the disk take what is written, in steps, and seals shards that are full: so that little is left to be
+waited for at the end of the slice.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from nnsight_hpc.storage.manifest import ManifestEntry
 
 
+_SYNC_BYTES = 32 << 20
+"""So much of a shard goes to the disk in one step."""
+
+
 class SliceRange(msgspec.Struct, frozen=True):
     """A slice of the plan: its number, its rows [start, stop), and the documents [first, stop) that begin in them."""
 
@@ -45,7 +53,9 @@ class SliceTarget(NamedTuple):
 class SliceWriter:
     """Writes the rows of one slice; made by `DatasetWriter.slice`.
 
-    The slice is committed when the block ends without an error. Otherwise its files are removed.
+    The slice is committed when the block ends without an error. Otherwise its files are removed. Whoever begins it removes
+    what others have begun, and its first file is made at once: so of two that write it at the same time, since one was
+    taken for dead, the one that began last commits it, and the other one's `TakenOver` comes before it has changed a file.
     """
 
     def __init__(
@@ -64,7 +74,9 @@ class SliceWriter:
                 path = self._root / file.path
                 for folder in (path.parent.parent, path.parent):
                     folder.mkdir(exist_ok=True)
-        self._thread = BackgroundThread(self._queue_bytes)
+            for file in self._planned()[:1]:
+                self._open(file)
+        self._thread, self._disk = BackgroundThread(self._queue_bytes), BackgroundThread(0)
         return self
 
     def __exit__(
@@ -75,6 +87,7 @@ class SliceWriter:
                 self._commit()
         finally:
             self._thread.abandon()
+            self._disk.abandon()
             for shard in self._shards.values():
                 shard.__exit__(kind, error, trace)
 
@@ -125,8 +138,19 @@ class SliceWriter:
         with disk_errors(self._root):
             shard = self._shards.get(file.path) or self._open(file)
             shard.write(row, block)
-            if shard.full:
-                self._entries[file.path] = shard.seal(slice_number=self.range.number, writer=self._writer)
+        if shard.full:
+            self._disk.submit(partial(self._seal, file, shard), 0)
+        elif shard.unsynced >= _SYNC_BYTES:
+            shard.unsynced = 0
+            self._disk.submit(partial(self._sync, shard), 0)
+
+    def _sync(self, shard: ShardWriter) -> None:
+        with disk_errors(self._root):
+            shard.sync()
+
+    def _seal(self, file: RowsFile, shard: ShardWriter) -> None:
+        with disk_errors(self._root):
+            self._entries[file.path] = shard.seal(slice_number=self.range.number, writer=self._writer)
 
     def _open(self, file: RowsFile) -> ShardWriter:
         return self._shards.setdefault(file.path, ShardWriter(self._root, file))
@@ -136,6 +160,7 @@ class SliceWriter:
 
     def _commit(self) -> None:
         self._thread.finish()
+        self._disk.finish()
         missing = [
             text
             for name, target in self._targets.items()

@@ -113,6 +113,10 @@ class DatasetWriter:
         """The slices that no process has committed yet."""
         return [part for part in self.slices if not slice_is_done(self.path, part.number)]
 
+    def is_written(self, number: int) -> bool:
+        """Whether a slice is committed; in a dataset that has become complete in the meantime, all are."""
+        return slice_is_done(self.path, number) or read_attributes(self.path).complete
+
     def slice(self, number: int) -> SliceWriter:
         """Begin a slice, as a context manager; what an earlier attempt left is removed.
 
@@ -121,13 +125,13 @@ class DatasetWriter:
         NotFound
             The plan has no such slice.
         Conflict
-            The slice is committed already.
+            The slice is committed already, or the dataset has become complete.
         """
         if not 0 <= number < self.attributes.slices:
             raise NotFound(
                 f"the dataset has no slice {number}", where=str(self.path), why=f"it has {self.attributes.slices}"
             )
-        if slice_is_done(self.path, number):
+        if self.is_written(number):
             raise Conflict(f"slice {number} is written already", where=str(self.path), next="write the pending slices")
         part = self._range(number)
         targets = {capture.name: self._target(capture, part) for capture in self.attributes.captures}

@@ -1,30 +1,58 @@
-"""``nnsight-hpc datasets``, ``fetch``, ``convert`` and ``remove``."""
+"""``nnsight-hpc ls``, ``fetch``, ``convert`` and ``rm``."""
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import click
 
-from nnsight_hpc.client.app import App, command, pass_app
+from nnsight_hpc.client.app import App, command, note, pass_app
+from nnsight_hpc.client.patience import WHILE_WAITING
 from nnsight_hpc.client.progress import Progress
-from nnsight_hpc.client.tables import print_table
+from nnsight_hpc.client.session import dataset_clients
+from nnsight_hpc.client.tables import Table, age, print_blocks, size
+from nnsight_hpc.storage.describe import dataset_names, describe
 from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.messages import DatasetStatus
 from nnsight_hpc.wire.names import check_name
 
 
 @command()
+@click.option(
+    "--in",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="The folder here that is looked into.  [default: this one]",
+)
 @pass_app
-def datasets(app: App) -> None:
-    """List datasets."""
-    found = app.client().get("/v1/datasets", list[DatasetStatus])
-    rows = [[one.name, _state(one), one.path] for one in found]
-    app.answer(found, lambda: print_table(["dataset", "state", "path"], rows, empty="No datasets."))
+def ls(app: App, folder: Path) -> None:
+    """List datasets, on the cluster and here."""
+    there = app.client().get("/v1/datasets", list[DatasetStatus])
+    found = [describe(folder.absolute(), name) for name in dataset_names(folder)]
+    here = [one for one in found if one is not None]
+    app.answer(
+        {"there": there, "here": here},
+        lambda: print_blocks([_table("there", there), _table("here", here)] if there + here else ["No datasets."]),
+    )
+
+
+def _range(_context: click.Context, _parameter: click.Parameter, text: str | None) -> slice | None:
+    """What ``a:b`` means, either of which may be absent or negative, as in Python."""
+    if text is None:
+        return None
+    if (ends := re.fullmatch(r"(-?\d+)?:(-?\d+)?", text)) is None:
+        raise click.BadParameter("give a range as 1000:2000, :2000 or -1000:")
+    return slice(*(None if end is None else int(end) for end in ends.groups()))
 
 
 @command()
 @click.argument("name")
+@click.option("--capture", "captures", multiple=True, metavar="NAME", help="Only this capture; repeatable.")
+@click.option("--documents", metavar="A:B", callback=_range, help="Only documents A to B - 1.")
+@click.option("--tokens", metavar="A:B", callback=_range, help="Only rows A to B - 1.")
 @click.option(
     "--to",
     "folder",
@@ -33,11 +61,26 @@ def datasets(app: App) -> None:
     help="The folder in which NAME.zarr is made.  [default: this one]",
 )
 @pass_app
-def fetch(app: App, name: str, folder: Path) -> None:
-    """Copy a dataset here, checked; goes on where it stopped."""
-    from nnsight_hpc.client.fetch import fetch as copy  # noqa: PLC0415 - loads zarr, which `datasets` does not need
+def fetch(
+    app: App, *, name: str, captures: tuple[str, ...], documents: slice | None, tokens: slice | None, folder: Path
+) -> None:
+    """Copy a dataset here, or a part of it, checked; goes on where it stopped.
 
-    path = copy(app.client(), check_name(name, of="dataset"), folder.absolute())
+    A part is a whole dataset of its own, and only its bytes travel.
+    """
+    from nnsight_hpc.client.fetch import STREAMS  # noqa: PLC0415 - loads zarr, which `ls` does not need
+    from nnsight_hpc.client.fetch import fetch as copy  # noqa: PLC0415
+    from nnsight_hpc.client.fetch_part import Wanted, fetch_part  # noqa: PLC0415
+
+    check_name(name, of="dataset")
+    wanted, make = Wanted(captures, tokens, documents), dataset_clients(app.cluster, patience=WHILE_WAITING)
+    clients = [make(ask=number == 0) for number in range(STREAMS)]
+    if wanted.everything:
+        path = copy(clients, name, folder.absolute())
+    else:
+        path = fetch_part(clients, name, folder.absolute(), wanted)
+    for client in clients:
+        client.close()
     app.answer({"path": str(path)}, lambda: print(path))
 
 
@@ -51,7 +94,7 @@ def convert(app: App, dataset: Path, store: str) -> None:
     DATASET is its folder, or its name where the folder lies in this one. The copy lies beside it and has the same values
     and provenance; after Ctrl-C, the same command goes on with it.
     """
-    from nnsight_hpc.storage import convert_dataset  # noqa: PLC0415 - loads zarr, which `datasets` does not need
+    from nnsight_hpc.storage import convert_dataset  # noqa: PLC0415 - loads zarr, which `ls` does not need
 
     other = {"hdf5": "zarr", "zarr": "hdf5"}[store]
     source = dataset if dataset.suffix in {".zarr", ".hdf5"} else dataset.with_name(f"{dataset.name}.{other}")
@@ -68,20 +111,41 @@ def convert(app: App, dataset: Path, store: str) -> None:
 
 
 @command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
-def remove(app: App, name: str, yes: bool) -> None:
-    """Remove a dataset from the cluster.
+def rm(app: App, names: tuple[str, ...], yes: bool) -> None:
+    """Remove datasets from the cluster.
 
     What has been fetched stays.
     """
     client = app.client()
-    dataset = client.get(f"/v1/datasets/{check_name(name, of='dataset')}", DatasetStatus)
+    found = [
+        client.get(f"/v1/datasets/{check_name(name, of='dataset')}", DatasetStatus) for name in dict.fromkeys(names)
+    ]
     if not yes:
-        click.confirm(f"Remove {dataset.path}?", abort=True, err=True)
-    client.call("DELETE", f"/v1/datasets/{name}", timeout=600)
-    app.answer(dataset, lambda: print(f"Removed {dataset.path}."))
+        note("\n".join(f"{one.path}  {size(one.bytes)}" for one in found))
+        click.confirm("Remove this?", abort=True, err=True)
+    for one in found:
+        client.call("DELETE", f"/v1/datasets/{one.name}", timeout=600)
+    app.answer(found, lambda: print("\n".join(f"Removed {one.path}." for one in found)))
+
+
+def _table(where: str, found: list[DatasetStatus]) -> Table:
+    rows = [
+        [one.name, _state(one), size(one.bytes), f"{one.tokens:,}", _captures(one), _age(one), one.path]
+        for one in found
+    ]
+    return Table([where, "state", "size", "tokens", "captures", "age", "path"], rows)
+
+
+def _captures(dataset: DatasetStatus) -> str:
+    """The first of them, and how many more."""
+    return f"{dataset.captures[0]} +{more}" if (more := len(dataset.captures) - 1) > 0 else "".join(dataset.captures)
+
+
+def _age(dataset: DatasetStatus) -> str:
+    return age(time.time() - dataset.created) if dataset.created else ""
 
 
 def _state(dataset: DatasetStatus) -> str:

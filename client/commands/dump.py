@@ -1,15 +1,16 @@
-"""``nnsight-hpc dump``."""
+"""``nnsight-hpc dump``: dumps are sent by ``dump POOL CORPUS``, and told what to do by ``dump VERB NAME``."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nnsight_hpc.client.app import App, command, note, pass_app
+from nnsight_hpc.client.app import App, HpcGroup, note, pass_app
+from nnsight_hpc.client.commands.dumps import cancel, pause, repair, resume, status, verify
 from nnsight_hpc.client.completion import pool_names
 from nnsight_hpc.client.dumps import fetch_plan, send_dump
 from nnsight_hpc.client.patience import WHILE_WAITING
@@ -17,14 +18,44 @@ from nnsight_hpc.client.tables import Table, duration, print_blocks, size
 from nnsight_hpc.client.waiting import check_completed, wait_for_request
 from nnsight_hpc.client.words import dump_words
 from nnsight_hpc.storage.corpus import read_corpus
-from nnsight_hpc.wire.messages import DatasetStatus, DumpPlan, DumpSpec, RequestStatus
+from nnsight_hpc.wire.messages import PRIORITIES, DatasetStatus, DumpPlan, DumpSpec, RequestStatus
 from nnsight_hpc.wire.names import check_name
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from nnsight_hpc.wire.messages import DatasetFormat
 
 
-@command()
+class _Dump(HpcGroup):
+    """What does not begin with a verb is sent: ``dump POOL CORPUS`` is ``dump run POOL CORPUS``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        pool, *_ = self.commands["run"].params
+        return [*super().shell_complete(ctx, incomplete), *pool.shell_complete(ctx, incomplete)]
+
+
+@click.group(cls=_Dump)
+def dump() -> None:
+    r"""Write a pool's activations over a corpus as a dataset.
+
+    \b
+    dump POOL CORPUS --capture POINT --name NAME    has it written (as `dump run`, which
+                                                    also takes a pool named as a verb)
+    dump VERB NAME                                  looks at a dump, or steers it
+    """
+
+
+for verb in (status, pause, resume, cancel, verify, repair):
+    dump.add_command(verb)
+
+
+@dump.command("run", short_help="What `dump POOL CORPUS` does.")
 @click.argument("pool", shell_complete=pool_names)
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option(
@@ -55,9 +86,24 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing: say what would be written, and how long it would take.")
 @click.option("--no-wait", is_flag=True, help="Return when the request is accepted.")
+@click.option(
+    "--needs", metavar="DURATION", help="How long it runs at least, as 10m: no worker with less left takes it."
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(PRIORITIES[0], PRIORITIES[-1]),
+    default=0,
+    help="Of your own requests the larger goes first.  [default: 0]",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="TEXT",
+    help="Dump it once: under the same key, it is the dump that is there already.",
+)
 @pass_app
-def dump(
+def run(
     app: App,
+    /,
     *,
     pool: str,
     corpus: Path,
@@ -71,6 +117,8 @@ def dump(
     form: DatasetFormat,
     dry_run: bool,
     no_wait: bool,
+    idempotency_key: str | None,
+    **sending: Any,
 ) -> None:
     """Write a pool's activations over a corpus as a dataset.
 
@@ -94,13 +142,13 @@ def dump(
     )
     client = app.client(pool=pool, patience=WHILE_WAITING)
     note(f"Sends {documents.documents} documents, {size(len(documents.lines))}.")
-    status = send_dump(client, spec, documents.lines, pool)
+    sent = send_dump(client, spec, documents.lines, pool, idempotency_key=idempotency_key, **sending)
     if no_wait and not dry_run:
-        app.answer(status, lambda: print(f"{status.id} {status.state.lower()}. Next: {app.program} wait {status.id}"))
+        app.answer(sent, lambda: print(f"{sent.id} {sent.state.lower()}. Next: {app.program} dump status {name}"))
         return
-    ended = check_completed(wait_for_request(client, status.id, program=app.program))
+    ended = check_completed(wait_for_request(client, sent.id, program=app.program))
     if dry_run:
-        plan = fetch_plan(client, status.id)
+        plan = fetch_plan(client, sent.id)
         app.answer(plan, lambda: _print_plan(plan))
         return
     dataset = client.get(f"/v1/datasets/{name}", DatasetStatus)

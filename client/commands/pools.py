@@ -1,4 +1,4 @@
-"""``nnsight-hpc down`` and ``gc``."""
+"""``nnsight-hpc down``."""
 
 from __future__ import annotations
 
@@ -35,19 +35,6 @@ def down(app: App, name: str | None, everything: bool, wait: bool) -> None:
         _one_down(app, check_name(name, of="pool"), wait=wait)
 
 
-@command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@pass_app
-def gc(app: App, dry_run: bool) -> None:
-    """Cancel jobs that belong to no pool, and remove old folders.
-
-    Jobs are found through Slurm itself, also those of a daemon whose state was lost; folders are those of workers that ended
-    more than a week ago, but for each pool's newest, and of plans that were never used.
-    """
-    found = decode(app.client().call("POST", f"/v1/gc?dry={int(dry_run)}", timeout=_ANSWER), Garbage)
-    app.answer(found, lambda: _print_garbage(found, dry_run=dry_run))
-
-
 def _one_down(app: App, name: str, *, wait: bool) -> None:
     client = app.client(pool=name, start=False)
     pool = decode(client.call("DELETE", f"/v1/pools/{name}"), PoolStatus)
@@ -73,13 +60,6 @@ def _left_words(left: list[ReplicaStatus]) -> str:
     if not left:
         return "no worker is left"
     return "1 worker finishes and ends" if len(left) == 1 else f"{len(left)} workers finish and end"
-
-
-def _print_garbage(found: Garbage, *, dry_run: bool) -> None:
-    _print_each("Would cancel job" if dry_run else "Cancelled job", found.jobs)
-    _print_each("Would remove" if dry_run else "Removed", found.folders)
-    if not found.jobs + found.folders:
-        print("Nothing is left over.")
 
 
 def _print_each(what: str, things: tuple[str, ...]) -> None:

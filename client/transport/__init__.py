@@ -28,8 +28,11 @@ class Attached(Protocol):
 class Transport(Protocol):
     """One way to one cluster. A connection is made when it is first needed."""
 
-    def attach(self, sock: socket.socket, command: str) -> Attached:
-        """Run `command` with `sock` as its stdin and stdout; takes the socket over. May raise any `HpcError`."""
+    def attach(self, sock: socket.socket, command: str, *, ask: bool = True) -> Attached:
+        """Run `command` with `sock` as its stdin and stdout; takes the socket over. May raise any `HpcError`.
+
+        `ask`: a person at the terminal may be asked, where this needs a login of its own.
+        """
 
     def hold(self) -> None:
         """Log in now, and keep the one connection for all later `attach` calls until `close`."""

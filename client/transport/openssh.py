@@ -73,11 +73,12 @@ class OpenSsh:
         command = [*self._ssh("-S", str(self._control), "-O", "check"), self._cluster.host]
         return _run(command, stderr=subprocess.DEVNULL, timeout=CONNECT_TIMEOUT) == 0
 
-    def attach(self, sock: socket.socket, command: str) -> OpenSshAttached:
+    def attach(self, sock: socket.socket, command: str, *, ask: bool = True) -> OpenSshAttached:
         # Over the master or not at all: ssh alone would log in once more where the master has gone.
         over = ["-S", str(self._control), "-o", "ProxyCommand=false"] if self._held else []
+        ssh = self._ssh(*over, "-o", "ControlMaster=no", ask=ask)
         with sock:
-            process = _start([*self._ssh(*over, "-o", "ControlMaster=no"), self._cluster.host, command], sock)
+            process = _start([*ssh, self._cluster.host, command], sock)
         return OpenSshAttached(self, process, command)
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class OpenSsh:
             return refused_login(self._cluster, self._where, tried=said.tried, said=text)
         return unreachable(self._cluster, self._where, text)
 
-    def _ssh(self, *arguments: str) -> list[str]:
+    def _ssh(self, *arguments: str, ask: bool = True) -> list[str]:
         """The command, with what must hold whatever stands in the user's configuration."""
         options = {
             "StrictHostKeyChecking": "yes",
@@ -112,7 +113,7 @@ class OpenSsh:
             "ConnectTimeout": str(int(CONNECT_TIMEOUT)),
             "ServerAliveInterval": "15",
             "ServerAliveCountMax": "4",
-            "BatchMode": "no" if at_terminal() else "yes",
+            "BatchMode": "no" if ask and at_terminal() else "yes",
             "ClearAllForwardings": "yes",
             "ForwardAgent": "no",
             "ForwardX11": "no",

@@ -60,7 +60,7 @@ class Paramiko:
     def alive(self) -> bool:
         return bool(self._chain) and self._chain[-1].is_active()
 
-    def attach(self, sock: socket.socket, command: str) -> ParamikoAttached:
+    def attach(self, sock: socket.socket, command: str, *, ask: bool = True) -> ParamikoAttached:  # noqa: ARG002 - one login
         try:
             with self._lock:
                 channel = self._connected().open_session(window_size=WINDOW, timeout=CONNECT_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Where a graph runs: here, or somewhere else. The remote backend is found by its entry point, so that it can be absent."""
+"""Where a graph runs: here, or somewhere else. What other parts do is found by entry points, so that they can be absent."""
 
 from __future__ import annotations
 
@@ -44,6 +44,18 @@ class Dumped(Submitted, Protocol):
     def dataset(self) -> ActivationDataset: ...
 
 
+class NewDataset(Protocol):
+    """A dataset that is to be written: its name, its corpus as it is sent, and a hash of that."""
+
+    name: str
+    lines: bytes
+    fingerprint: str
+
+    def check_capture(self, name: str) -> None:
+        """Raise `InvalidInput` for what cannot be the name of a capture."""
+        ...
+
+
 class Backend(Protocol):
     """Runs a graph somewhere. `remote` says that it is not this process."""
 
@@ -87,6 +99,12 @@ def backend(*, remote: bool, pool: str | None = None, cluster: str | None = None
     if not remote:
         return LocalBackend()
     made: Backend = _found("remote")(pool=pool, cluster=cluster, **sending)
+    return made
+
+
+def new_dataset(name: str, corpus: Any, *, text_field: str) -> NewDataset:
+    """Read and check what a dump is to go through; see `storage.new_dataset` for what is raised."""
+    made: NewDataset = _found("dataset")(name, corpus, text_field=text_field)
     return made
 
 

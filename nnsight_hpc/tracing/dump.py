@@ -11,8 +11,6 @@ import torch
 from nnsight_hpc.execution.values import save_tensors
 from nnsight_hpc.graph.build import FORWARD
 from nnsight_hpc.graph.dumps import BATCH
-from nnsight_hpc.storage import CaptureSpec
-from nnsight_hpc.storage.schema import check_captures
 from nnsight_hpc.tracing.batches import Batch
 from nnsight_hpc.tracing.current import session_now, trace_now
 from nnsight_hpc.tracing.edits import replay
@@ -28,8 +26,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from nnsight_hpc.storage import ActivationDataset
-    from nnsight_hpc.storage.corpus import Corpus
-    from nnsight_hpc.tracing.backend import Backend, Dumped
+    from nnsight_hpc.tracing.backend import Backend, Dumped, NewDataset
     from nnsight_hpc.tracing.models import NNsight
     from nnsight_hpc.wire.messages import DumpSpec
 
@@ -71,10 +68,10 @@ class Dump(Points):
     steps = None
     recorder: DumpRecorder
 
-    def __init__(self, model: NNsight, backend: Backend, spec: DumpSpec, corpus: Corpus, *, blocking: bool) -> None:
+    def __init__(self, model: NNsight, backend: Backend, spec: DumpSpec, new: NewDataset, *, blocking: bool) -> None:
         super().__init__(model, backend, "capture", blocking=blocking)
         self.recorder = DumpRecorder(remote=True)  # a dataset says how it was made: it can hold no Python function
-        self._spec, self._corpus = spec, corpus
+        self._spec, self._new = spec, new
         self._like = {name: torch.ones(_LIKE, dtype=torch.int64) for name in BATCH}
         self._written: dict[str, str] = {}
         self._dumped: Dumped | None = None
@@ -143,7 +140,7 @@ class Dump(Points):
         if name in self._written:
             raise InvalidInput(f"{name} is written twice", where=line, why=f"first at {self._written[name]}")
         try:
-            check_captures([CaptureSpec(name, (), "float32")])
+            self._new.check_capture(name)
         except InvalidInput as error:
             raise InvalidInput(f"{name!r} cannot be the name of a capture", where=line, why=error.why) from None
         self._written[name] = line
@@ -203,7 +200,7 @@ class Dump(Points):
         self._graph = self.recorder.graph(frame, self.model.identity(remote=True), self._kind)
         block = save_tensors({name: t for name, t in self._graph.tensors.items() if name not in BATCH})
         spec = msgspec.structs.replace(self._spec, graph=self._graph.to_json(), tensor_bytes=len(block))
-        self._dumped = self._backend.dump(spec, block + self._corpus.lines, self.model)
+        self._dumped = self._backend.dump(spec, block + self._new.lines, self.model)
         if self._blocking:
             self._dumped.result()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from functools import cached_property
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -13,9 +12,7 @@ import torch
 from nnsight_hpc.graph.build import GENERATE
 from nnsight_hpc.models import fingerprint, load, load_tokenizer, module_tree, pad_left, prepare_inputs
 from nnsight_hpc.models.load import find_folder
-from nnsight_hpc.storage import dataset_folder
-from nnsight_hpc.storage.corpus import TEXT_FIELD, corpus_of, read_corpus
-from nnsight_hpc.tracing.backend import GROUP
+from nnsight_hpc.tracing.backend import GROUP, new_dataset
 from nnsight_hpc.tracing.dump import Dump
 from nnsight_hpc.tracing.generation import bounded
 from nnsight_hpc.tracing.lines import users_line
@@ -179,9 +176,12 @@ class LanguageModel(NNsight):
         context: int = 1024,
         stride: int | None = None,
         packed: bool = False,
-        text_field: str = TEXT_FIELD,
+        text_field: str = "text",
         batch_tokens: int = 2048,
         dry_run: bool = False,
+        needs: str | None = None,
+        priority: int = 0,
+        idempotency_key: str | None = None,
     ) -> Dump:
         """Record the block, and write what it keeps (``d.write(…)``) of every token of a corpus as a dataset.
 
@@ -209,25 +209,25 @@ class LanguageModel(NNsight):
             Tokens of one forward, padding counted.
         dry_run
             Write nothing: ``d.plan()`` has documents, tokens, bytes, files, free space and the time expected.
+        needs, priority, idempotency_key
+            As for `trace`.
         """
-        if isinstance(corpus, str | Path):
-            documents = read_corpus(Path(corpus), text_field=text_field)
-        else:
-            documents = corpus_of(corpus, text_field=text_field)
+        dataset = new_dataset(name, corpus, text_field=text_field)
         spec = DumpSpec(
-            name=dataset_folder(Path(), name).stem,
+            name=dataset.name,
             dtype=dtype,
             format=format,
             context=context,
             stride=stride or 0,
             packed=packed,
             batch_tokens=batch_tokens,
-            corpus_fingerprint=documents.fingerprint,
+            corpus_fingerprint=dataset.fingerprint,
             command=str(users_line()),
             measure=dry_run,
         )
-        where = self._backend(remote=remote, pool=pool, cluster=cluster)
-        return Dump(self, where, spec, documents, blocking=blocking)
+        sending = {"needs": needs, "priority": priority, "idempotency_key": idempotency_key}
+        where = self._backend(remote=remote, pool=pool, cluster=cluster, **sending)
+        return Dump(self, where, spec, dataset, blocking=blocking)
 
     def padded(self, parts: Sequence[Part]) -> list[Part]:
         prompts = [{name: value for name, value in kwargs.items() if name in _PROMPT} for _, kwargs in parts]

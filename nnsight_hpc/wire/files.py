@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -58,3 +59,11 @@ def read_if_there(path: Path) -> bytes | None:
             os.close(descriptor)
     except FileNotFoundError:
         return None
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that the file system of `path`, which need not be there yet, has left for this user.
+
+    A quota shows in them where the file system counts it there.
+    """
+    return shutil.disk_usage(next(one for one in (path, *path.absolute().parents) if one.exists())).free

@@ -97,9 +97,18 @@ class HttpClient:
     def put(self, path: str, body: bytes | msgspec.Struct, as_type: type[T], *, timeout: float = 60.0) -> T:
         return decode(self.call("PUT", path, body, timeout=timeout), as_type, what=f"answer of {self._peer}")
 
-    def download(self, path: str, write: Callable[[bytes], object], *, start: int = 0, timeout: float = 60.0) -> None:
-        """Hand the bytes from `start` on (an HTTP range) to `write`, a block at a time, or raise `Unreachable`."""
-        response = self._send("GET", path, None, timeout, {"Range": f"bytes={start}-"} if start else {})
+    def download(
+        self,
+        path: str,
+        write: Callable[[bytes], object],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Hand the bytes from `start` to `stop` (an HTTP range) to `write`, a block at a time, or raise `Unreachable`."""
+        asked = f"bytes={start}-" if stop is None else f"bytes={start}-{stop - 1}"
+        response = self._send("GET", path, None, timeout, {} if asked == "bytes=0-" else {"Range": asked})
         try:
             while block := response.read(1 << 20):
                 write(block)

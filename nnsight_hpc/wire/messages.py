@@ -14,7 +14,7 @@ import msgspec
 from nnsight_hpc.wire.errors import ErrorReport, InvalidInput
 from nnsight_hpc.wire.states import RequestState
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of everything in this package; both sides refuse another one."""
 PRIORITIES = range(-100, 101)
 """Of a user's own requests the one with the larger goes first."""
@@ -72,7 +72,7 @@ class RequestStatus(Message, frozen=True):
 
     While it is queued: `position` is how many would go before it as things stand, `starts` when it may start (None: not
     known), and `waits_for` says in words where no replica of its pool serves. `needs` are the seconds that it takes at
-    least, as far as known: its sender said so, or an attempt was cut off.
+    least, as far as known: its sender said so, or an attempt was cut off. `paused`: its user has stopped it for now.
     """
 
     id: str
@@ -89,6 +89,7 @@ class RequestStatus(Message, frozen=True):
     note: str = ""
     waits_for: str = ""
     needs: float = 0.0
+    paused: bool = False
 
 
 class LogLine(Message, frozen=True):
@@ -109,7 +110,11 @@ class RequestLog(Message, frozen=True):
 
 
 class DumpProgress(Message, frozen=True):
-    """How far a dump is; what is not known yet is 0."""
+    """How far a dump is; what is not known yet is 0.
+
+    While it runs: `speed` is how many tokens a second its `workers` write together. Of one that has ended, `seconds` is how
+    long its last attempt took.
+    """
 
     documents: int = 0
     documents_total: int = 0
@@ -118,6 +123,8 @@ class DumpProgress(Message, frozen=True):
     bytes: int = 0
     bytes_total: int = 0
     seconds: float = 0.0
+    speed: float = 0.0
+    workers: int = 0
 
 
 class ModelFile(Message, frozen=True):
@@ -194,10 +201,17 @@ class DumpPlan(Message, frozen=True):
 
 
 class DatasetStatus(Message, frozen=True):
+    """A dataset, or what is there of one. `bytes` are those of its finished files; `request` is what writes it."""
+
     name: str
     path: str
     complete: bool
     request: RequestStatus | None = None
+    bytes: int = 0
+    tokens: int = 0
+    documents: int = 0
+    captures: tuple[str, ...] = ()
+    created: float = 0.0
 
 
 class DatasetFile(Message, frozen=True):

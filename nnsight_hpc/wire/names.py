@@ -35,3 +35,13 @@ def check_request_id(request: str) -> str:
     if not is_request_id(request):
         raise InvalidInput(f"{request!r} is not the id of a request", why="ids look like r-abcdefgh2345")
     return request
+
+
+def part_id(dump: str, replica: str) -> str:
+    """The id of what `replica` does for a dump that another one has."""
+    return f"{dump}/{replica}"
+
+
+def dump_of(lease: str) -> str:
+    """The dump that a lease belongs to: itself, or the one that it is a part of."""
+    return lease.partition("/")[0]

@@ -172,7 +172,7 @@ class LogPart(Message, frozen=True):
 
 
 class Garbage(Message, frozen=True):
-    """Jobs of ours that belong to no pool, and folders of replicas that nobody needs any more."""
+    """Jobs of ours that belong to no pool, and folders, of replicas and of datasets, that nobody needs any more."""
 
     jobs: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()

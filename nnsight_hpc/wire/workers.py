@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from nnsight_hpc.wire.errors import ErrorReport
 from nnsight_hpc.wire.messages import PROTOCOL, DumpProgress, Message, ModelIdentity
 from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.states import EndCause, ReplicaState
+
+SMALL_FRAME = 64 << 10
+"""Bytes of a request, and of a result, up to which they travel and are kept with what is said of them, and not in a file."""
 
 
 class WorkerHello(Message, frozen=True):
@@ -54,9 +59,12 @@ class Orders(Message, frozen=True):
 
 
 class Lease(Message, frozen=True):
-    """One request handed to one worker: where its bytes lie, where its result is to be written, how large it may be.
+    """One request handed to one worker: its bytes, or where they lie, where its result is to be written, how large it may be.
 
-    Requests with the same `batch`, if not empty, may run in one forward; they were handed out together.
+    `frame` are the bytes of a small one. A result that is not small is written to `result` by the worker to whom the daemon
+    has confirmed the lease (``/w1/held``); a small one comes with the `Outcome`. Requests with the same `batch`, if not
+    empty, may run in one forward; they were handed out together. One of the kind ``part`` helps with a dump that another
+    worker has (`names.dump_of` its id): it writes the slices that it is given.
     """
 
     id: str
@@ -67,6 +75,7 @@ class Lease(Message, frozen=True):
     user: str
     result_bytes: int | None = None
     batch: str = ""
+    frame: bytes = b""
 
 
 class Begun(Message, frozen=True):
@@ -77,20 +86,66 @@ class Begun(Message, frozen=True):
 
 
 class Outcome(Message, frozen=True):
-    """How a leased request ended: its result has been written (`error` is None), or it failed; of a dump, how far it came.
+    """How a leased request ended: it has a result (`error` is None), or it failed; of a dump, how far it came.
 
-    `seconds` is what it cost: of a forward that several requests shared, its share. `gave_way`: a dump has stopped, as it
-    was told, and is to go on later.
+    `result` is a result of at most `SMALL_FRAME` bytes; a larger one has been written. `seconds` is what it cost: of a
+    forward that several requests shared, its share. `gave_way`: a dump has stopped, as it was told, and is to go on later.
     """
 
     id: str
     attempt: int
     error: ErrorReport | None = None
+    result: bytes = b""
     result_bytes: int = 0
     cancelled: bool = False
     gave_way: bool = False
     seconds: float = 0.0
-    progress: DumpProgress | None = None
+
+
+class SlicesOpened(Message, frozen=True):
+    """What a worker has found of a dump that it begins to write: how many slices there are, and which are written.
+
+    `progress` counts what is written, and all that there is to write.
+    """
+
+    slices: int
+    written: tuple[int, ...]
+    progress: DumpProgress
+
+
+class SliceProgress(Message, frozen=True):
+    """How much of one slice its worker has written, and at how many tokens a second.
+
+    `overflows` counts, by capture, values that became infinite in the dataset's dtype; it is there at the slice's end.
+    """
+
+    slice: int
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    speed: float = 0.0
+    overflows: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class SliceAsk(Message, frozen=True):
+    """A worker asks for a slice: the one that it has `written`, if any, and the one that it has begun and would keep."""
+
+    written: SliceProgress | None = None
+    begun: int | None = None
+
+
+class SliceGiven(Message, frozen=True):
+    """The slice that a worker is to write; None: all are written or with others.
+
+    `complete`: all are written, with these `overflows`. `leave`: this worker is not needed for the dump any more. Not
+    `known`: the daemon was started anew, and is to be told first what is written.
+    """
+
+    slice: int | None = None
+    complete: bool = False
+    leave: bool = False
+    known: bool = True
+    overflows: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class EndRecord(Message, frozen=True):

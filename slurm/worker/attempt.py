@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hpc.execution.estimate import check_memory
@@ -12,17 +13,17 @@ from nnsight_hpc.execution.structure import scheduled
 from nnsight_hpc.execution.values import pack_values
 from nnsight_hpc.graph.effort import effort
 from nnsight_hpc.slurm.worker.model import Program
-from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidInput, NotFound
-from nnsight_hpc.wire.files import read_if_there, write_atomically
+from nnsight_hpc.wire.errors import ExecutionFailed, InvalidInput, NotFound
+from nnsight_hpc.wire.files import read_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import torch
 
     from nnsight_hpc.graph import Graph
     from nnsight_hpc.slurm.worker.allowance import Allowance
+    from nnsight_hpc.wire.workers import Lease
 
 MAX_FRAME = 4 << 30
 """Bytes of a request that are read at most; the daemon takes no larger ones."""
@@ -78,24 +79,14 @@ def guard_of(
         return Guard(twin, 0, frozenset(range(len(graph.nodes))), budget, Watch(twin.device, budget))
 
 
-def read_frame(path: Path) -> memoryview:
-    """The bytes of a request; raises `NotFound` and `InvalidInput`."""
+def frame_of(lease: Lease) -> memoryview:
+    """The bytes of a request: those that came with its lease, or else a file's; raises `NotFound` and `InvalidInput`."""
+    if lease.frame:
+        return memoryview(lease.frame)
+    path = Path(lease.request)
     data = read_if_there(path) if not path.exists() or path.stat().st_size <= MAX_FRAME else b""
     if data is None:
         raise NotFound("the request's bytes are not there", where=str(path), next="send it again")
     if not data:
         raise InvalidInput(f"the request has no bytes, or more than {MAX_FRAME}", where=str(path))
     return memoryview(data)
-
-
-def write_result(path: Path, result: bytes) -> None:
-    """Raises `HpcError` where there is no room for it."""
-    try:
-        write_atomically(path, result)
-    except OSError as error:
-        raise HpcError(
-            f"the result ({len(result)} bytes) could not be written",
-            where=str(path),
-            why=str(error),
-            next="free space there, or save less",
-        ) from error

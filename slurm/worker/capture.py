@@ -138,8 +138,8 @@ class Captor:
         capture, found = self._captures[name], value.detach()
         wanted = getattr(torch, capture.dtype)
         converted = found.to(wanted)
-        if converted.dtype != found.dtype:
-            lost = converted.isinf() & found.isfinite()
+        if converted.dtype != found.dtype and (infinite := converted.isinf()).any():
+            lost = infinite & found.isfinite()
             real = lost[mask.bool().to(found.device)] if capture.rows == "token" else lost
             self.overflows[name] += int(real.sum())
         stored = converted.cpu()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nnsight_hpc.wire.errors import HpcError
-    from nnsight_hpc.wire.messages import DumpProgress, ModelIdentity
-    from nnsight_hpc.wire.workers import Orders
+    from nnsight_hpc.wire.messages import ModelIdentity
+    from nnsight_hpc.wire.workers import Orders, SliceProgress
 
 
 class Drained(BaseException):
@@ -39,7 +39,7 @@ class Control:
         self._loaded = self._total = self._asked = 0
         self._model: ModelIdentity | None = None
         self._running: tuple[str, ...] = ()
-        self._progress: DumpProgress | None = None
+        self._progress: SliceProgress | None = None
         self._is_dumping = False
         self._cancelled: set[str] = set()
         self._give_way: set[str] = set()
@@ -127,15 +127,15 @@ class Control:
             self._cancelled.discard(request)
             self._give_way.discard(request)
 
-    def progress(self, progress: DumpProgress) -> None:
+    def progress(self, progress: SliceProgress) -> None:
         with self._lock:
             self._progress = progress
             first, self._is_dumping = not self._is_dumping, True
         if first:
             self.changed.set()
 
-    def progress_to_report(self) -> tuple[str, DumpProgress] | None:
-        """The running dump and how far it is, once for each change."""
+    def progress_to_report(self) -> tuple[str, SliceProgress] | None:
+        """The running dump and how far its slice is, once for each change."""
         with self._lock:
             progress, self._progress = self._progress, None
             return None if progress is None else (self._running[0], progress)

@@ -13,10 +13,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnsight_hpc.slurm.batch.executor import ENDS_VARIABLE
 from nnsight_hpc.slurm.worker.link import DECISIVE, DaemonAddress, Link
+from nnsight_hpc.slurm.worker.returns import Ending, Returns
 from nnsight_hpc.slurm.worker.said import Said
 from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound, from_report
 from nnsight_hpc.wire.messages import encode
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.room import Room
     from nnsight_hpc.slurm.worker.together import Ended
 
+T = TypeVar("T")
+
 _POLL = 20.0
 """Seconds that the daemon may hold a question for work."""
 _GATHER, _GATHER_MOST = 0.15, 0.1
@@ -36,6 +39,8 @@ _GATHER, _GATHER_MOST = 0.15, 0.1
 the next: who has just got a result may ask again. Without it half of them miss each forward."""
 _DELIVERY, _SPARE = 60.0, 8.0
 """Seconds for which a draining worker still tries to deliver its last outcome, and that the job's time limit leaves it then."""
+_BEGUN = 0.005
+"""Seconds that a request runs before the daemon is told; what has ended by then is better off without that."""
 _SAY_EVERY, _SAY_AGAIN = 0.1, 1.0
 """Seconds between two sendings of what a request says, and after one that failed."""
 logger = logging.getLogger(__name__)
@@ -63,6 +68,8 @@ class Courier:
         self._outbox: SimpleQueue[Ended | _Wake] = SimpleQueue()
         self._begun: SimpleQueue[list[Lease]] = SimpleQueue()
         self._said: dict[str, Said] = {}
+        self._running: dict[str, Lease] = {}
+        self._returns = Returns(self._confirm)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._run, "courier"), (self._tell_begun, "begun"))
@@ -133,14 +140,14 @@ class Courier:
 
     def _bring(self, leases: list[Lease]) -> None:
         self._said = {lease.id: Said(lease.attempt, lambda: self._outbox.put(_Wake())) for lease in leases}
+        self._running = {lease.id: lease for lease in leases}
         self._inbox.put(leases)
         self._begun.put(leases)
-        running = {lease.id: lease for lease in leases}
-        while running:
-            ended = self._await_ended(running.values())
+        while self._running:
+            ended = self._await_ended(self._running.values())
             for lease, _ in ended:
                 self._send_all_said(lease)
-                del running[lease.id]
+                del self._running[lease.id]
             if outcomes := [(lease, outcome) for lease, outcome in ended if outcome is not None]:
                 self._deliver(outcomes)
             for lease, _ in ended:
@@ -149,7 +156,11 @@ class Courier:
     def _tell_begun(self) -> None:
         """Say what runs; how it ended waits for no answer to that, and what has ended is not begun any more."""
         while True:
-            begun = [Begun(id=lease.id, attempt=lease.attempt) for lease in self._begun.get()]
+            leases = self._begun.get()
+            time.sleep(_BEGUN)
+            begun = [Begun(id=lease.id, attempt=lease.attempt) for lease in leases if lease.id in self._running]
+            if not begun:
+                continue
             with suppress(HpcError):  # a lease that is no longer ours shows at the outcome
                 self._starts.once(f"/w1/started?replica={self._hello.replica}", encode(begun), dict[str, Any])
 
@@ -187,8 +198,7 @@ class Courier:
         while part := said.part():
             at, lines = part
             try:
-                path, hurry = self._log_path(lease, at), self._control.draining
-                self._calls.call(path, lines, dict[str, Any], hurry=hurry, grace=_DELIVERY, latest=_latest())
+                self._call(self._log_path(lease, at), lines, dict[str, Any])
             except HpcError as error:
                 self._not_wanted(lease, error)
             else:
@@ -202,25 +212,40 @@ class Courier:
         return f"/w1/log?replica={self._hello.replica}&id={lease.id}&attempt={lease.attempt}&at={at}"
 
     def _deliver(self, ended: Sequence[tuple[Lease, Outcome]]) -> None:
-        path, hurry = f"/w1/outcomes?replica={self._hello.replica}", self._control.draining
-        outcomes = encode([outcome for _, outcome in ended])
-        refused: list[HpcError | None]
+        """Tell how these ended, and keep their results until the daemon has them on its disk."""
+        endings = self._returns.place(ended)
+        if told := [ending for ending in endings if ending.refused is None]:
+            self._tell(told)
+        for ending in endings:
+            if ending.refused is not None:
+                _note_refused(ending, ending.refused)
+
+    def _tell(self, endings: Sequence[Ending]) -> None:
+        outcomes = encode([ending.outcome for ending in endings])
         try:
-            reports = self._calls.call(
-                path, outcomes, list[ErrorReport | None], hurry=hurry, grace=_DELIVERY, latest=_latest()
-            )
-            refused = [None if report is None else from_report(report) for report in reports]
+            reports = self._call(f"/w1/outcomes?replica={self._hello.replica}", outcomes, list[ErrorReport | None])
         except HpcError as error:
-            refused = [error] * len(ended)
-        for (lease, _), why in zip(ended, refused, strict=True):
-            if why is not None:
-                _note_refused(lease, why)
+            for ending in endings:
+                ending.refused = error
+        else:
+            for ending, report in zip(endings, reports, strict=True):
+                ending.refused = None if report is None else from_report(report)
+
+    def _confirm(self, lease: Lease) -> None:
+        path = f"/w1/held?replica={self._hello.replica}&id={lease.id}&attempt={lease.attempt}"
+        self._call(path, None, dict[str, Any])
+
+    def _call(self, path: str, body: bytes | None, as_type: type[T]) -> T:
+        """What the daemon answers, however long it is away; a worker that is to end does not wait for long."""
+        hurry = self._control.draining
+        return self._calls.call(path, body, as_type, hurry=hurry, grace=_DELIVERY, latest=_latest())
 
 
-def _note_refused(lease: Lease, why: HpcError) -> None:
+def _note_refused(ending: Ending, why: HpcError) -> None:
+    lease = ending.lease
     if isinstance(why, Conflict | NotFound):
         words = "the outcome of %s, attempt %d, is not wanted any more\n%s"
-        Path(lease.result).unlink(missing_ok=True)
+        ending.withdraw()
     else:
         words = "the outcome of %s, attempt %d, was not delivered; the daemon will have it run again\n%s"
     logger.warning(words, lease.id, lease.attempt, why, extra={"request": lease.id})

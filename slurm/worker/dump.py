@@ -1,25 +1,31 @@
 """Bulk dumps: what a graph keeps of a whole corpus, captured in planned batches and written slice by slice.
 
 The plan (rows, slices, batches) follows from the request alone. So a dump that was killed goes on with the slices that
-are missing, on whatever worker, and the dataset is byte for byte that of an undisturbed run on such a machine. Forward
-passes and writing overlap: the storage has a thread that writes.
+are missing, on whatever worker, several workers may write slices of it at the same time, and the dataset is byte for byte
+that of one undisturbed run on such a machine. Forward passes and writing overlap: the storage has a thread that writes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 
 from nnsight_hpc.slurm.worker.capture import Captor, Program, probe
 from nnsight_hpc.slurm.worker.corpus import Inputs, make_inputs
 from nnsight_hpc.slurm.worker.plan import batches, documents_in, padded_tokens
+from nnsight_hpc.slurm.worker.slices import Turn
 from nnsight_hpc.storage import DatasetWriter, dataset_folder, read_attributes
+from nnsight_hpc.storage.finish import tidy_up
 from nnsight_hpc.storage.schema import fill_value, physical_dtype
-from nnsight_hpc.wire.errors import InvalidInput
+from nnsight_hpc.storage.shards import TakenOver
+from nnsight_hpc.wire.errors import InvalidInput, NotFound, RequestCancelled
 from nnsight_hpc.wire.messages import DumpProgress, DumpSpec
+from nnsight_hpc.wire.workers import SliceProgress, SlicesOpened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.allowance import Allowance
     from nnsight_hpc.slurm.worker.capture import Run
     from nnsight_hpc.slurm.worker.dump_job import Job
+    from nnsight_hpc.slurm.worker.slices import Slices
     from nnsight_hpc.storage import CaptureSpec
     from nnsight_hpc.storage.slices import SliceRange, SliceWriter
 
@@ -50,9 +57,12 @@ def dump(
     allowance: Allowance,
     *,
     cancelled: Callable[[], bool],
-    progress: Callable[[DumpProgress], None],
+    slices: Slices,
+    begins: bool = True,
 ) -> Steps:
     """Write, or go on writing, the dataset that `job` asks for, a batch at a step; it returns a summary.
+
+    It writes the slices that it is given, and makes the dataset complete where it is told that all are written.
 
     Parameters
     ----------
@@ -62,6 +72,10 @@ def dump(
         The folder in which ``NAME.zarr`` lies; made when it is not there.
     allowance
         How large the captures of all tokens together may be.
+    slices
+        Says which slice is to be written next: all of them, where nobody else writes.
+    begins
+        Whether the dataset is made where there is none.
 
     Raises
     ------
@@ -71,6 +85,8 @@ def dump(
         The request, the corpus or a capture cannot be used.
     Conflict
         A dataset of this name holds something else.
+    NotFound
+        There is none of this name, and another worker was to make it.
     RequestCancelled
         `cancelled` said so; what is written stays, incomplete.
     HpcError
@@ -85,9 +101,11 @@ def dump(
     provenance, path = job.provenance(loaded), dataset_folder(datasets, spec.name, spec.format)
     if path.exists():
         job.check_same(path, captures, tokens, provenance)
+    elif not begins:
+        raise NotFound(f"dataset {spec.name} is not there any more", where=str(path))
     else:
         DatasetWriter.create(path, captures=captures, tokens=tokens, provenance=provenance, rows_per_slice=SLICE_ROWS)
-    return (yield from _Dump(path, ready, progress).run())
+    return (yield from _Dump(path, ready, slices, cancelled).run())
 
 
 class Prepared(NamedTuple):
@@ -123,43 +141,61 @@ def _check_rows(captures: Sequence[CaptureSpec], inputs: Inputs, job: Job) -> No
 
 
 class _Dump:
-    """One pass over the slices that are pending, with its counts."""
+    """What one worker writes of a dump: the slices that it is given, one after another."""
 
-    def __init__(
-        self,
-        path: Path,
-        ready: Prepared,
-        progress: Callable[[DumpProgress], None],
-    ) -> None:
+    def __init__(self, path: Path, ready: Prepared, slices: Slices, cancelled: Callable[[], bool]) -> None:
         spec, inputs, captures, captor = ready
         self._path, self._inputs, self._tokens, self._captor = path, inputs, inputs.tokens, captor
         self._captures = {capture.name: capture for capture in captures}
-        self._batch_tokens, self._progress = spec.batch_tokens, progress
-        self._documents = self._rows = self._run_tokens = self._padded_tokens = 0
+        self._batch_tokens, self._slices, self._cancelled = spec.batch_tokens, slices, cancelled
+        self._rows = self._run_tokens = self._padded_tokens = 0
+        self._slice = SliceProgress(slice=0)
         self._begun = time.monotonic()
         self._reported = float("-inf")
 
     def run(self) -> Steps:
         if read_attributes(self._path).complete:  # by an attempt whose outcome never arrived
-            self._rows, self._documents = len(self._tokens.input_ids), len(self._tokens.ids)
+            tidy_up(self._path)
         else:
-            yield from self._write_pending(DatasetWriter(self._path))
-        self._report(force=True)
+            writer = DatasetWriter(self._path)
+            turn = yield from self._write(writer)
+            if turn is Turn.COMPLETE:
+                for part in writer.pending():  # a file server may show late what others have written
+                    yield from self._write_slice(part, writer)
+                writer.finish()
         return self._summary()
 
-    def _write_pending(self, writer: DatasetWriter) -> Iterator[None]:
-        pending = writer.pending()
-        for part in writer.slices:
-            if part not in pending:
-                self._count(part.start, part.stop)
-        for part in pending:
+    def _write(self, writer: DatasetWriter) -> Generator[None, None, Turn]:
+        """Write slices until there are no more for this worker; why that is."""
+        parts, written = writer.slices, None
+        self._slices.open(lambda: self._found(writer))
+        while isinstance(turn := self._slices.next(written), int) or turn is Turn.WAIT:
+            if self._cancelled():  # before a slice is begun, which others may have begun, too
+                raise RequestCancelled("the dump was cancelled between two slices")
+            if turn is Turn.WAIT:
+                written = None
+                yield
+            else:
+                written = yield from self._write_slice(parts[turn], writer)
+        return turn
+
+    def _write_slice(self, part: SliceRange, writer: DatasetWriter) -> Generator[None, None, SliceProgress | None]:
+        """Write a slice, unless it is there already; None where another worker has taken it over."""
+        if writer.is_written(part.number):
+            return self._whole(part)
+        before = Counter(self._captor.overflows)
+        self._slice = SliceProgress(slice=part.number)
+        try:
             with writer.slice(part.number) as slice_writer:
                 self._write_empty(part, slice_writer)
-                yield from self._write_slice(part, slice_writer)
-            logger.info("slice %d of %d is written", part.number + 1, len(writer.slices))
-        writer.finish()
+                yield from self._write_batches(part, slice_writer)
+        except TakenOver as error:
+            logger.warning("slice %d is not written here: %s", part.number, error.what)
+            return None
+        logger.info("slice %d of %d is written", part.number + 1, writer.attributes.slices)
+        return msgspec.structs.replace(self._whole(part), overflows=dict(self._captor.overflows - before))
 
-    def _write_slice(self, part: SliceRange, writer: SliceWriter) -> Iterator[None]:
+    def _write_batches(self, part: SliceRange, writer: SliceWriter) -> Iterator[None]:
         inputs = documents_in(self._inputs.offset, part.start, part.stop)
         lengths = [self._inputs.length(index) for index in inputs]
         for batch in batches(lengths, self._batch_tokens):
@@ -170,6 +206,8 @@ class _Dump:
             ended = time.monotonic()
             yield
             self._begun += time.monotonic() - ended  # what it has paused is no time of its own
+            if not self._slices.keeps(part.number):
+                raise TakenOver("another worker has gone on with it", where=str(self._path))
 
     def _write_batch(self, inputs: Sequence[int], part: SliceRange, writer: SliceWriter) -> None:
         """Run the inputs together, and write of each the rows that are its own and in this slice."""
@@ -194,42 +232,62 @@ class _Dump:
                     writer.write(capture.name, number, row)
 
     def _count(self, start: int, stop: int) -> None:
-        """Count rows that are written, and the documents that end in them."""
+        """Count rows of the slice that are written, and the documents that end in them."""
         self._rows += stop - start
-        before, after = self._tokens.offset[1:].searchsorted([start, stop], side="right")
-        self._documents += int(after - before)
+        tokens, documents = self._slice.tokens + stop - start, self._slice.documents + self._ending(start, stop)
+        self._slice = self._counted(self._slice.slice, tokens, documents)
 
-    def _report(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._reported < _PROGRESS and not force:
-            return
-        self._reported = now
-        total = len(self._tokens.input_ids)
-        self._progress(
-            DumpProgress(
-                documents=self._documents,
-                documents_total=len(self._tokens.ids),
-                tokens=self._rows,
-                tokens_total=total,
-                bytes=self._captor.bytes(self._rows, self._documents),
-                bytes_total=self._captor.bytes(total, len(self._tokens.ids)),
-                seconds=now - self._begun,
-            )
+    def _whole(self, part: SliceRange) -> SliceProgress:
+        return self._counted(part.number, part.stop - part.start, self._ending(part.start, part.stop))
+
+    def _counted(self, number: int, tokens: int, documents: int) -> SliceProgress:
+        size = self._captor.bytes(tokens, documents)
+        return SliceProgress(slice=number, documents=documents, tokens=tokens, bytes=size)
+
+    def _ending(self, start: int, stop: int) -> int:
+        """How many documents end in these rows; those without tokens at the very beginning do, too."""
+        before, after = self._tokens.offset[1:].searchsorted([start, stop], side="right")
+        return int(after - before if start else after)
+
+    def _found(self, writer: DatasetWriter) -> SlicesOpened:
+        """What is on disk."""
+        pending = {part.number for part in writer.pending()}
+        written = [self._whole(part) for part in writer.slices if part.number not in pending]
+        rows, documents = len(self._tokens.input_ids), len(self._tokens.ids)
+        return SlicesOpened(
+            slices=writer.attributes.slices,
+            written=tuple(one.slice for one in written),
+            progress=DumpProgress(
+                documents=sum(one.documents for one in written),
+                documents_total=documents,
+                tokens=sum(one.tokens for one in written),
+                tokens_total=rows,
+                bytes=sum(one.bytes for one in written),
+                bytes_total=self._captor.bytes(rows, documents),
+            ),
         )
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self._reported >= _PROGRESS:
+            self._reported = now
+            speed = self._rows / max(now - self._begun, _PROGRESS)
+            self._slices.report(msgspec.structs.replace(self._slice, speed=speed))
 
     def _summary(self) -> dict[str, Any]:
         """For the request's result: sizes, the share of padding in what was run, and values that overflowed."""
         padding = 1 - self._run_tokens / self._padded_tokens if self._padded_tokens else 0.0
-        overflows = {name: count for name, count in self._captor.overflows.items() if count}
+        overflows = {name: count for name, count in self._slices.overflows.items() if count}
         seconds = time.monotonic() - self._begun
         logger.info("%d tokens in %.1f s, %.1f %% padding", self._rows, seconds, 100 * padding)
         if overflows:
             logger.warning("values became infinite in the dump's dtype: %s", overflows)
+        tokens, documents = len(self._tokens.input_ids), len(self._tokens.ids)
         return {
             "path": str(self._path),
-            "documents": len(self._tokens.ids),
-            "tokens": self._rows,
-            "bytes": self._captor.bytes(self._rows, len(self._tokens.ids)),
+            "documents": documents,
+            "tokens": tokens,
+            "bytes": self._captor.bytes(tokens, documents),
             "seconds": seconds,
             "padding": padding,
             "overflows": overflows,

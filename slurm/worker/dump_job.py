@@ -97,7 +97,7 @@ class Job:
                 f"dataset {path.stem} exists, and is another one",
                 where=str(path),
                 why=f"they differ in {', '.join(differing)}",
-                next=f"choose another name, or `nnsight-hpc remove {path.stem}` first",
+                next=f"choose another name, or `nnsight-hpc rm {path.stem}` first",
             )
         logger.info("going on with %s", path)
 

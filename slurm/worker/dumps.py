@@ -1,4 +1,4 @@
-"""The dumps of a worker: each a request that may give way to others, and be gone on with."""
+"""The dumps of a worker, whole or in part: each may give way to others, and be gone on with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nnsight_hpc.slurm.worker.dump_job import Job
 from nnsight_hpc.slurm.worker.measure import measure
 from nnsight_hpc.slurm.worker.model import Program, silent
 from nnsight_hpc.wire.messages import encode
+from nnsight_hpc.wire.names import dump_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,32 +24,59 @@ if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.allowance import Allowance
     from nnsight_hpc.slurm.worker.dump import Steps
     from nnsight_hpc.slurm.worker.model import Model
-    from nnsight_hpc.wire.messages import DumpProgress
+    from nnsight_hpc.slurm.worker.slices import SharedSlices
     from nnsight_hpc.wire.workers import Lease
+
+    SlicesOf = Callable[[Lease], SharedSlices]
 
 logger = logging.getLogger(__name__)
 
 
-class _Paused(NamedTuple):
-    """A dump that has given way: which attempt at which request, and what is left of it."""
+class Orders(NamedTuple):
+    """What a lease is told while it runs, and who takes what it says."""
 
-    request: str
-    attempt: int
+    cancelled: Callable[[], bool]
+    gives_way: Callable[[], bool]
+    say: Callable[[str, str], None] = silent
+
+
+class _Open:
+    """A dump that this worker writes, or has paused; it may have been leased as a part first, and whole when it comes back.
+
+    Attributes
+    ----------
+    orders
+        Those of the lease that it runs for just now.
+    rest
+        What is left of it.
+    """
+
     rest: Steps
+
+    def __init__(self, dump: str, slices: SharedSlices, orders: Orders) -> None:
+        self.dump, self.slices, self.orders = dump, slices, orders
+
+    def is_cancelled(self) -> bool:
+        return self.orders.cancelled()
+
+    def say(self, text: str, source: str) -> None:
+        self.orders.say(text, source)
 
 
 class Dumps:
-    """Runs dumps. One that gave way stays open, and goes on where it was if it comes back before anything else.
+    """Runs dumps. One that gave way stays open, and goes on where it was if it comes back before another one.
 
     Parameters
     ----------
+    slices
+        Gives what is leased its slices.
     budget
         Bytes that a batch may need beside the model; None: nobody looks.
     """
 
-    def __init__(self, model: Model, budget: Callable[[], int] | None = None) -> None:
-        self._model, self._budget = model, budget
-        self._paused: _Paused | None = None
+    def __init__(self, model: Model, slices: SlicesOf, budget: Callable[[], int] | None = None) -> None:
+        self._model, self._slices, self._budget = model, slices, budget
+        self._paused: _Open | None = None
 
     def run(
         self,
@@ -56,48 +84,40 @@ class Dumps:
         frame: bytes | memoryview,
         datasets: Path,
         allowance: Allowance,
-        *,
-        cancelled: Callable[[], bool],
-        gives_way: Callable[[], bool],
-        progress: Callable[[DumpProgress], None],
-        say: Callable[[str, str], None] = silent,
+        orders: Orders,
     ) -> dict[str, Any] | None:
-        """As `dump`, or the plan of one; None when `gives_way` has said after a batch that others are to go first."""
-        rest = self._resumed(lease) or self._begun(
-            frame, datasets, allowance, cancelled=cancelled, progress=progress, say=say
-        )
+        """As `dump`, or the plan of one; None when it was told after a batch that others are to go first."""
+        found = self._resumed(lease, orders)
+        if found is None:
+            found = _Open(dump_of(lease.id), self._slices(lease), orders)
+            found.rest = self._begun(found, frame, datasets, allowance, begins=lease.kind != "part")
         while True:
             try:
-                next(rest)
+                next(found.rest)
             except StopIteration as end:
                 return cast("dict[str, Any]", end.value)
-            if gives_way():
-                self._paused = _Paused(lease.id, lease.attempt, rest)
+            if orders.gives_way():
+                self._paused = found
                 logger.info("%s gives way", lease.id)
                 return None
 
-    def _resumed(self, lease: Lease) -> Steps | None:
+    def _resumed(self, lease: Lease, orders: Orders) -> _Open | None:
         paused, self._paused = self._paused, None
         if paused is None:
             return None
-        if (lease.id, lease.attempt) == (paused.request, paused.attempt + 1):
-            return paused.rest
-        paused.rest.close()  # whoever goes on with it begins its slice anew
-        return None
+        if dump_of(lease.id) != paused.dump:
+            paused.rest.close()  # whoever goes on with it begins its slice anew
+            return None
+        paused.slices.resume(lease)
+        paused.orders = orders
+        return paused
 
     def _begun(
-        self,
-        frame: bytes | memoryview,
-        datasets: Path,
-        allowance: Allowance,
-        *,
-        cancelled: Callable[[], bool],
-        progress: Callable[[DumpProgress], None],
-        say: Callable[[str, str], None],
+        self, opened: _Open, frame: bytes | memoryview, datasets: Path, allowance: Allowance, *, begins: bool
     ) -> Steps:
-        model, budget = self._model, self._budget
-        guards = _Guards(model.loaded.module, budget, cancelled)
-        log = allowance.counting(say)
+        model, cancelled = self._model, opened.is_cancelled
+        guards = _Guards(model.loaded.module, self._budget, cancelled)
+        log = allowance.counting(opened.say)
 
         def run(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             guard = guards.of(graph, tensors)
@@ -106,7 +126,11 @@ class Dumps:
         job = Job.read(frame, model.loaded)
         if job.spec.measure:
             return {"plan": encode(measure(job, model.loaded, run, datasets, cancelled)).decode()}
-        return (yield from dump(job, model.loaded, run, datasets, allowance, cancelled=cancelled, progress=progress))
+        return (
+            yield from dump(
+                job, model.loaded, run, datasets, allowance, cancelled=cancelled, slices=opened.slices, begins=begins
+            )
+        )
 
 
 class _Guards:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nnsight_hpc.slurm.worker.link import Backoff, DaemonAddress, Link
 from nnsight_hpc.wire.errors import HpcError, NotFound, Unreachable
-from nnsight_hpc.wire.workers import Orders
+from nnsight_hpc.wire.workers import Orders, WorkerReport
 
 if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.control import Control
@@ -29,6 +29,7 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._backoff = Backoff()
         self._reported = float("-inf")
+        self._last: WorkerReport | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -67,9 +68,12 @@ class Heartbeat:
         if not self._control.changed.is_set() and time.monotonic() - self._reported < _ACTIVE:
             return
         self._control.changed.clear()
+        report = self._control.report()
+        if report == self._last and time.monotonic() - self._reported < _ACTIVE:
+            return  # it was busy for less than a moment
         self._reported = float("-inf")  # still due, unless it arrives
-        self._control.obey(self._link.once("/w1/report", self._control.report(), Orders))
-        self._reported = time.monotonic()
+        self._control.obey(self._link.once("/w1/report", report, Orders))
+        self._reported, self._last = time.monotonic(), report
 
     def _report_progress(self) -> None:
         if reported := self._control.progress_to_report():

@@ -13,6 +13,7 @@ from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.dump_job import Job
 from nnsight_hpc.slurm.worker.measure import measure
+from nnsight_hpc.slurm.worker.slices import OwnSlices
 from nnsight_hpc.storage import ActivationDataset, dataset_folder
 from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.frames import pack
@@ -67,7 +68,7 @@ def dump_here(spec: DumpSpec, block: bytes, loaded: Loaded) -> DumpedHere:
         def show(progress: DumpProgress) -> None:
             bar.update(task, completed=progress.tokens, total=progress.tokens_total)
 
-        steps = dump(job, loaded, run, folder, Allowance(None), cancelled=_never, progress=show)
+        steps = dump(job, loaded, run, folder, Allowance(None), cancelled=_never, slices=OwnSlices(show))
         while True:
             try:
                 next(steps)

@@ -6,15 +6,14 @@ import functools
 import logging
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.execution.estimate_budget import memory_budget
 from nnsight_hpc.execution.values import pack_values
 from nnsight_hpc.models.devices import device_of
 from nnsight_hpc.slurm.worker.allowance import Allowance
-from nnsight_hpc.slurm.worker.attempt import Attempt, read_frame, write_result
-from nnsight_hpc.slurm.worker.dumps import Dumps
+from nnsight_hpc.slurm.worker.attempt import Attempt, frame_of
+from nnsight_hpc.slurm.worker.dumps import Dumps, Orders
 from nnsight_hpc.slurm.worker.faults import changed_weights, end_of_gpu, free_memory, is_fatal, report_of
 from nnsight_hpc.slurm.worker.model import Alone, silent
 from nnsight_hpc.slurm.worker.room import Room
@@ -25,12 +24,18 @@ from nnsight_hpc.wire.workers import Lease, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from nnsight_hpc.slurm.worker.control import Control
     from nnsight_hpc.slurm.worker.courier import Courier
+    from nnsight_hpc.slurm.worker.dumps import SlicesOf
     from nnsight_hpc.slurm.worker.model import Model
     from nnsight_hpc.slurm.worker.together import Ended, Say
 
+_WAY = 0.001
+"""Seconds for which the courier has the interpreter to itself, to send an outcome, before the model is put in order."""
+_FRESH = 1.0
+"""Seconds for which a look at the free memory holds: one takes as long as a small request waits for its model."""
 logger = logging.getLogger(__name__)
 
 
@@ -41,12 +46,15 @@ class Runner:
     ----------
     budget
         Bytes that one request may need beside the model; None: what is free.
+    slices
+        Gives what is leased of a dump its slices; None: no dumps are leased.
     """
 
-    def __init__(self, model: Model, control: Control, budget: int | None) -> None:
+    def __init__(self, model: Model, control: Control, budget: int | None, slices: SlicesOf | None = None) -> None:
         self._model, self._control, self._given = model, control, budget
+        self._budget, self._looked = 0, float("-inf")
         self.room = Room(shared=isinstance(model, Alone))
-        self._dumps = Dumps(model, self.budget)
+        self._dumps = Dumps(model, slices, self.budget) if slices else None
         self._together = Together(model.loaded.module, control, self.room, self._unchanged)
 
     def warm_up(self) -> None:
@@ -64,7 +72,9 @@ class Runner:
             self._control.busy(*(lease.id for lease in leases))
             for ended in self.run(leases, courier.datasets, courier.say):
                 courier.done(ended)
+                time.sleep(_WAY)
             self._control.ready()
+            self._look_at_budget()
 
     def run(self, leases: Sequence[Lease], datasets: Path, say: Say) -> Iterator[Ended]:
         """How requests ended, as soon as some have; those that may share forwards first, the others one by one.
@@ -95,7 +105,7 @@ class Runner:
         """The outcome of one request that runs alone; None when it was given up because the worker is to end."""
         begun = time.monotonic()
         try:
-            size = self._write_result(lease, datasets, say)
+            result = self._result(lease, datasets, say)
         except RequestCancelled:
             if not self._control.was_cancelled(lease.id):
                 return None
@@ -103,37 +113,26 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - whatever it was, it becomes the request's error
             return self._failed(lease, error, time.monotonic() - begun)
         seconds = time.monotonic() - begun
-        if size is None:
+        if result is None:
             return Outcome(id=lease.id, attempt=lease.attempt, gave_way=True, seconds=seconds)
-        logger.info("%s (%s) done in %.3f s, %d bytes", lease.id, lease.kind, seconds, size)
-        last = self._control.progress_to_report()
-        progress = last[1] if last else None
-        return Outcome(id=lease.id, attempt=lease.attempt, result_bytes=size, seconds=seconds, progress=progress)
+        logger.info("%s (%s) done in %.3f s, %d bytes", lease.id, lease.kind, seconds, len(result))
+        return Outcome(id=lease.id, attempt=lease.attempt, result=result, result_bytes=len(result), seconds=seconds)
 
-    def _write_result(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> int | None:
-        """The bytes of the result; None where a dump has given way."""
-        frame, allowance = read_frame(Path(lease.request)), Allowance(lease.result_bytes)
+    def _result(self, lease: Lease, datasets: Path, say: Callable[[str, str], None]) -> bytes | None:
+        """None where a dump has given way."""
+        frame, allowance = frame_of(lease), Allowance(lease.result_bytes)
         if lease.kind == "run":
-            result = self._run_graph(lease, frame, say, allowance)
-        elif lease.kind == "dump":
-            summary = self._dumps.run(
-                lease,
-                frame,
-                datasets,
-                allowance,
+            return self._run_graph(lease, frame, say, allowance)
+        if lease.kind in ("dump", "part") and self._dumps is not None:
+            orders = Orders(
                 # A dump goes on where it was, so a draining worker need not wait hours for its end.
                 cancelled=lambda: self._control.is_cancelled(lease.id) or self._control.draining.is_set(),
                 gives_way=lambda: self._control.gives_way(lease.id),
-                progress=self._control.progress,
-                say=say,
+                say=say if lease.kind == "dump" else silent,
             )
-            if summary is None:
-                return None
-            result = pack_values(summary)
-        else:
-            raise InvalidInput(f"this worker cannot run requests of kind {lease.kind!r}", next="update nnsight-hpc")
-        write_result(Path(lease.result), result)
-        return len(result)
+            summary = self._dumps.run(lease, frame, datasets, allowance, orders)
+            return summary and (pack_values(summary) if lease.kind == "dump" else b"")
+        raise InvalidInput(f"this worker cannot run requests of kind {lease.kind!r}", next="update nnsight-hpc")
 
     def _run_graph(
         self, lease: Lease, frame: memoryview, say: Callable[[str, str], None], allowance: Allowance
@@ -147,7 +146,13 @@ class Runner:
         """Bytes that may be needed now beside the model."""
         if self._given is not None:
             return self._given
-        return memory_budget(device_of(self._model.loaded.module)) // self._model.sharers
+        if time.monotonic() - self._looked > _FRESH:
+            self._look_at_budget()
+        return self._budget
+
+    def _look_at_budget(self) -> None:
+        self._budget = memory_budget(device_of(self._model.loaded.module)) // self._model.sharers
+        self._looked = time.monotonic()
 
     @contextmanager
     def _unchanged(self, request: str) -> Iterator[None]:

@@ -175,7 +175,7 @@ def _work(control: Control, places: Places, address: DaemonAddress, team: Team |
     try:
         with load_model(spec, control, places, team) as model:
             control.leave_if_draining()
-            _serve(model, control, functools.partial(Courier, control, address, hello, welcome), spec)
+            _serve(model, control, functools.partial(Courier, control, address, hello, welcome), spec, Link(address))
     finally:
         listener.stop()
         heartbeat.stop()
@@ -220,10 +220,12 @@ def _register(control: Control, address: DaemonAddress, hello: WorkerHello, *, k
         link.close()
 
 
-def _serve(model: Model, control: Control, made: Callable[[Room], Courier], spec: PoolSpec) -> None:
+def _serve(model: Model, control: Control, made: Callable[[Room], Courier], spec: PoolSpec, slices: Link) -> None:
     from nnsight_hpc.slurm.worker.loop import Runner  # noqa: PLC0415 - torch takes seconds; register before
+    from nnsight_hpc.slurm.worker.slices import SharedSlices  # noqa: PLC0415 - as above
 
-    runner = Runner(model, control, spec.request_memory)
+    control.on_drain(slices.abandon)
+    runner = Runner(model, control, spec.request_memory, functools.partial(SharedSlices, slices, control))
     if spec.factory is None:
         runner.warm_up()
     step_forward()

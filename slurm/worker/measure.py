@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from nnsight_hpc.slurm.worker.dump import SLICE_ROWS, prepared
 from nnsight_hpc.slurm.worker.plan import batches, documents_in, padded_tokens
 from nnsight_hpc.storage.create import planned_layouts
 from nnsight_hpc.storage.writer import SHARD_BYTES
+from nnsight_hpc.wire.files import free_bytes
 from nnsight_hpc.wire.messages import CapturePlan, DumpPlan
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def measure(job: Job, loaded: Loaded, run: Run, datasets: Path, cancelled: Calla
         captures=tuple(_capture_plans(ready)),
         files=_files(layouts, spec.format),
         bytes=sum(layout.total_bytes for layout in layouts),
-        free=_free(datasets),
+        free=free_bytes(datasets),
         seconds=seconds * padded / of_first,
         batch_tokens=of_first,
         batch_seconds=seconds,
@@ -84,8 +84,3 @@ def _capture_plans(ready: Prepared) -> Iterator[CapturePlan]:
 def _files(layouts: list[ArrayLayout], form: DatasetFormat) -> int:
     described = len(layouts) if form == "zarr" else 0  # each array of Zarr has a file that describes it
     return sum(layout.shards for layout in layouts) + described + _BESIDE[form]
-
-
-def _free(folder: Path) -> int:
-    """Bytes that the file system of a folder, which may have to be made yet, has left for this user."""
-    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nnsight_hpc.execution import run_graph
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from nnsight_hpc.models import Loaded
 
 
+_SMALL, _KEPT = 32 << 10, 64
+"""Bytes of a graph's document up to which it is remembered, and how many are."""
+
+
 class Program:
     """A graph with its tensors, and the frame in which they travel: one is made of the other where it is asked for."""
 
@@ -30,13 +34,20 @@ class Program:
     def read(cls, frame: bytes | memoryview) -> Self:
         """Raises `InvalidInput` and `InvalidGraph` for bytes that are none."""
         header, block = unpack(frame)
-        program = cls(Graph.from_json(header), load_tensors(block))
+        graph = _graph_of(header) if len(header) <= _SMALL else Graph.from_json(header)
+        program = cls(graph, load_tensors(block))
         program.frame = frame
         return program
 
     @cached_property
     def frame(self) -> bytes | memoryview:
         return pack(self.graph.to_json().encode(), save_tensors(self.tensors))
+
+
+@lru_cache(maxsize=_KEPT)
+def _graph_of(header: bytes) -> Graph:
+    """A graph that may come again, with other tensors."""
+    return Graph.from_json(header)
 
 
 def silent(_line: str, _source: str) -> None:

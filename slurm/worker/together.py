@@ -6,14 +6,12 @@ import functools
 import logging
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nnsight_hpc.execution.together import Task, run_together
 from nnsight_hpc.graph.cobatch import batch_key
 from nnsight_hpc.slurm.worker.allowance import Allowance
-from nnsight_hpc.slurm.worker.attempt import Attempt, read_frame, write_result
+from nnsight_hpc.slurm.worker.attempt import Attempt, frame_of
 from nnsight_hpc.slurm.worker.faults import free_memory, is_out_of_memory
 from nnsight_hpc.wire.errors import InvalidGraph, RequestCancelled
 from nnsight_hpc.wire.workers import Lease, Outcome
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     Ended = list[tuple[Lease, Outcome | None]]
     """Requests with how they ended; None: given up, since the worker is to end."""
 
-_WRITERS = 8
-"""Threads that write results: a file system takes its time for each."""
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +67,6 @@ class Together:
         unchanged: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self._module, self._control, self._room, self._unchanged = module, control, room, unchanged
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="results")
 
     def run(self, leases: Sequence[Lease], budget: int, say: Say) -> Iterator[Ended]:
         """How requests ended that shared a forward, forward by forward; the others are still to run, alone.
@@ -96,7 +91,7 @@ class Together:
 
     def _seat(self, lease: Lease, budget: int) -> tuple[str, _Seat]:
         cancelled = functools.partial(self._control.is_cancelled, lease.id)
-        frame, allowance = read_frame(Path(lease.request)), Allowance(lease.result_bytes)
+        frame, allowance = frame_of(lease), Allowance(lease.result_bytes)
         attempt = Attempt(frame, self._module, budget, cancelled, allowance)
         program = attempt.program
         found = batch_key(program.graph, _shapes(program.tensors), exclusive=False)
@@ -126,7 +121,7 @@ class Together:
         if any(isinstance(result, Exception) and is_out_of_memory(result) for result in results):
             self._room.was_too_small()
             free_memory()
-        ends = self._writers.map(self._end, seats, results, [seconds * seat.rows for seat in seats])
+        ends = map(self._end, seats, results, [seconds * seat.rows for seat in seats])
         ended = [(seat, end.outcome) for seat, end in zip(seats, ends, strict=True) if end is not None]
         for seat, _ in ended:  # only now: what runs alone after all says it again
             for line, source in seat.said:
@@ -134,7 +129,7 @@ class Together:
         return [(seat.lease, outcome) for seat, outcome in ended]
 
     def _end(self, seat: _Seat, result: Mapping[str, Any] | Exception, seconds: float) -> _End | None:
-        """How it ended, with its result written; None: it is to run alone."""
+        """How it ended; None: it is to run alone."""
         lease = seat.lease
         if isinstance(result, RequestCancelled):
             cancelled = Outcome(id=lease.id, attempt=lease.attempt, cancelled=True, seconds=seconds)
@@ -144,10 +139,10 @@ class Together:
             return None
         try:
             packed = seat.attempt.packed(result)
-            write_result(Path(lease.result), packed)
         except Exception:  # noqa: BLE001 - which it meets again alone, and is told then
             return None
-        return _End(Outcome(id=lease.id, attempt=lease.attempt, result_bytes=len(packed), seconds=seconds))
+        size = len(packed)
+        return _End(Outcome(id=lease.id, attempt=lease.attempt, result=packed, result_bytes=size, seconds=seconds))
 
 
 def _task(seat: _Seat) -> Task:

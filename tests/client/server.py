@@ -119,6 +119,7 @@ class Server(PoolsServer):
             ("PUT", "/v1/datasets/{name}", self._put_dataset),
             ("GET", "/v1/datasets", self._list_datasets),
             ("GET", "/v1/datasets/{name}", self._get_dataset),
+            ("DELETE", "/v1/datasets/{name}", self._remove_dataset),
             ("GET", "/v1/datasets/{name}/files", self._files),
             ("GET", "/v1/datasets/{name}/files/{path:.+}", self._file),
             ("POST", "/v1/stop", self._stop),
@@ -252,7 +253,7 @@ class Server(PoolsServer):
         return answer(self._dataset(request.match_info["name"]))
 
     async def _files(self, request: web.Request) -> web.Response:
-        root = self.datasets[request.match_info["name"]]
+        root = self._folder_of(request)
         paths = sorted(path for path in root.rglob("*") if path.is_file())
         files = [
             DatasetFile(
@@ -267,7 +268,7 @@ class Server(PoolsServer):
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = request.match_info["path"]
         self.served.append((path, request.headers.get("Range", "")))
-        file = self.datasets[request.match_info["name"]] / path
+        file = self._folder_of(request) / path
         if path in self.replace:
             return web.Response(body=self.replace[path])
         if self.truncate_at is not None and file.stat().st_size > self.truncate_at:
@@ -295,6 +296,15 @@ class Server(PoolsServer):
         if request.match_info["id"] not in self.requests:
             raise NotFound(f"there is no request {request.match_info['id']}")
         return self.requests[request.match_info["id"]]
+
+    async def _remove_dataset(self, request: web.Request) -> web.Response:
+        status = self._dataset(request.match_info["name"])
+        del self.datasets[status.name]
+        return answer(status)
+
+    def _folder_of(self, request: web.Request) -> Path:
+        self._dataset(request.match_info["name"])
+        return self.datasets[request.match_info["name"]]
 
     def _dataset(self, name: str) -> DatasetStatus:
         if name not in self.datasets:

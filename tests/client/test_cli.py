@@ -177,15 +177,40 @@ def test_fetch_prints_where_the_copy_lies(server, dataset, base):
     server.datasets["acts"] = dataset
     assert call("fetch", "acts", "--to", str(base))[0] == f"{base / 'acts.zarr'}\n"
     assert "exists" in call("fetch", "acts", "--to", str(base), code=5)[1]
-    assert "complete" in call("datasets")[0]
 
 
-def test_datasets_says_what_became_of_an_incomplete_one(server, dataset):
+def test_ls_lists_what_is_there_and_here(server, dataset, base):
+    """With size, tokens, captures and age; for programs with all captures."""
+    server.datasets["there"] = dataset
+    call("fetch", "there", "--to", str(base))
+    listed = answer("ls", "--in", str(base))
+    assert [one["name"] for one in listed["there"]] == ["there"]
+    [here] = listed["here"]
+    assert (here["path"], here["complete"], here["tokens"]) == (str(base / "there.zarr"), True, 2000)
+    assert here["captures"] == ["model.layers.1.output", "model.layers.2.output"]
+    shown = call("ls", "--in", str(base))[0]
+    for words in ("THERE", "HERE", "complete", "2,000", "model.layers.1.output +1", "KiB"):
+        assert words in shown
+    server.datasets.clear()
+    assert call("ls", "--in", str(base / "home"))[0] == "No datasets.\n"
+
+
+def test_rm_asks_and_removes(server, dataset):
+    """Several at once, all of which have to be there; what is not confirmed stays."""
+    server.datasets |= {"one": dataset, "two": dataset}
+    assert "there is no dataset" in call("rm", "one", "three", "--yes", code=4)[1]
+    assert "Remove this?" in call("rm", "one", code=130)[1]
+    assert set(server.datasets) == {"one", "two"}
+    assert call("rm", "one", "two", "--yes")[0] == f"Removed {dataset}.\nRemoved {dataset}.\n"
+    assert server.datasets == {}
+
+
+def test_ls_says_what_became_of_an_incomplete_one(server, dataset):
     """Being written, or left as it is by a request that has ended."""
     server.datasets["acts"] = dataset
     for state, words in ((RequestState.RUNNING, "being written: running"), (RequestState.FAILED, "incomplete: failed")):
         server.writing["acts"] = RequestStatus(id="r-abcdefgh2345", kind="dump", pool="smol", state=state, user="alice")
-        assert words in call("datasets")[0]
+        assert words in call("ls")[0]
 
 
 # -- the daemon --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def completed(*words: str) -> list[str]:
 
 def test_commands_and_options_are_completed(base):
     """As the program lists them."""
-    assert completed("re") == ["resume", "result", "remove"]
+    assert completed("re") == ["resume", "result"]
     assert completed("status", "--wa") == ["--watch"]
 
 

@@ -13,12 +13,13 @@ from nnsight_hpc.client.dumps import send_dump
 from nnsight_hpc.client.session import connect
 from nnsight_hpc.execution.values import save_tensors
 from nnsight_hpc.storage import ActivationDataset
-from nnsight_hpc.wire.errors import Conflict, Denied, HpcError, InvalidGraph, InvalidInput
+from nnsight_hpc.wire.errors import Conflict, CorruptData, Denied, HpcError, InvalidGraph, InvalidInput, NotFound
 from nnsight_hpc.wire.messages import DumpSpec
 from nnsight_hpc.wire.pools import Policy, PoolSpec, PoolStatus
 from nnsight_hpc.wire.states import RequestState
 from tests.client.program import answer, call
 from tests.client.remote import serving
+from tests.daemon.process import wait_for
 
 TEXTS = ["one two three four five", "the city of paris", "a tower in rome", "", "seven"]
 
@@ -190,3 +191,66 @@ def test_the_shell_plans_and_writes(pool, lm, folder):
     dataset = ActivationDataset(written["path"])
     assert written["path"].endswith("shell.hdf5")
     assert dataset.tokens.position[:5].tolist() == [0, 1, 2, 1, 2]
+
+
+def test_the_same_key_is_the_same_dump(pool, lm):
+    """Sent again under its idempotency key it is the request that is there; other content under that key is refused."""
+
+    def dump(texts, factor):
+        with lm.dump(texts, name="once", remote=True, idempotency_key="once", priority=5, needs="1s") as d:
+            d.write("hidden", lm.model.layers[0].output * factor)
+        return d.request.id
+
+    assert dump(TEXTS, 2) == dump(TEXTS, 2)
+    for texts, factor in ((TEXTS, 3), (TEXTS[:2], 2)):
+        with pytest.raises(Conflict, match="other content"):
+            dump(texts, factor)
+
+
+def test_a_damaged_dataset_is_found_out_and_mended(pool, lm):
+    """`dump verify` names file, rows and documents, and fails; `dump repair` has just that written again, to the same bytes."""
+    with lm.dump(TEXTS, name="mend", remote=True) as d:
+        block(lm, d)
+    assert "all checksums are right" in call("dump", "verify", "mend")[0]
+    assert "nothing is to be done" in call("dump", "repair", "mend")[0]
+    shard = d.path / "activations" / "hidden" / "c.0.0"
+    before, others = shard.read_bytes(), {f: f.read_bytes() for f in d.path.rglob("c.*") if f != shard}
+    shard.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    said = call("dump", "verify", "mend", code=CorruptData.exit_code)[1]
+    assert "activations/hidden/c.0.0: crc32c" in said
+    assert "documents 0 to 4" in said
+    assert "dump repair mend" in said
+    assert "whole again" in call("dump", "repair", "mend")[0]
+    assert shard.read_bytes() == before
+    assert {f: f.read_bytes() for f in others} == others
+    assert answer("dump", "verify", "mend")["damage"] == []
+
+
+def test_a_dump_is_paused_and_cancelled_by_its_name(pool, lm):
+    """The lists say how far it is; paused it waits, other requests run; it goes on, and is cancelled."""
+    with lm.dump(["one two three"] * 20_000, name="slow", remote=True, blocking=False, batch_tokens=6) as d:
+        d.write("hidden", lm.model.layers[0].output)
+    wait_for(lambda: d.status().progress)
+    assert call("dump", "pause", "slow")[0].startswith("Dump slow: paused")
+    wait_for(lambda: d.status().state is RequestState.QUEUED)
+    assert "dump resume slow" in call("dump", "status", "slow")[0]
+    with lm.trace("one two", remote=True, pool=pool):
+        hidden = lm.model.layers[0].output.save()
+    assert hidden.shape[1] == 2
+    assert not d.request.resume().request.paused
+    wait_for(lambda: d.status().state is RequestState.RUNNING)
+    rows = {one["name"]: one for one in answer("dumps")}
+    assert (rows["slow"]["slices"], rows["slow"]["complete"]) == (1, False)
+    [shown] = [line for line in call("dumps")[0].splitlines() if line.startswith("slow")]
+    assert "%" in shown
+    call("dump", "cancel", "slow")
+    assert d.wait(120).state is RequestState.CANCELLED
+    call("dump", "pause", "slow", code=Conflict.exit_code)
+
+
+def test_a_pool_may_be_named_as_a_verb(pool, folder):
+    """`dump run POOL CORPUS` says that it is a pool; without it, the verb is meant."""
+    (folder / "c.txt").write_text("one two\n")
+    arguments = ["status", "c.txt", "--name", "x", "--capture", "model.layers.0.output"]
+    assert "no pool status" in call("dump", "run", *arguments, code=NotFound.exit_code)[1]
+    assert "No such option" in call("dump", *arguments, code=2)[1]

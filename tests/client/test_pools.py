@@ -197,17 +197,30 @@ def test_explain_has_the_log_of_what_failed_while_nobody_serves(server):
 
 
 @pytest.mark.parametrize(
-    ("options", "dry", "did"), [([], "0", "Cancelled job 17"), (["--dry-run"], "1", "Would cancel job 17")]
+    ("options", "dry", "did"),
+    [(["--yes"], ["1", "0"], "Cancelled job 17"), (["--dry-run"], ["1"], "Would cancel job 17")],
 )
-def test_gc_says_what_it_removes(server, options, dry, did):
-    """Or would remove."""
+def test_gc_says_what_it_removes(server, base, options, dry, did):
+    """Or would remove: on the cluster, and here what was half fetched."""
+    half = base / "acts.zarr.partial"
+    half.mkdir()
+    options = [*options, "--in", str(base)]
     server.garbage = Garbage(jobs=("17",), folders=("/r/old",))
     output, _ = call("gc", *options)
     assert did in output
     assert "/r/old" in output
-    assert server.queries == [{"dry": dry}]
+    assert str(half) in output
+    assert half.exists() == (dry == ["1"])
+    assert server.queries == [{"dry": one} for one in dry]
     server.garbage = Garbage()
-    assert call("gc", *options)[0] == "Nothing is left over.\n"
+    assert call("gc", "--in", str(base / "home"))[0] == "Nothing is left over.\n"
+
+
+def test_gc_asks_before_it_removes(server, base):
+    """Nobody who could answer: nothing is removed."""
+    server.garbage = Garbage(jobs=("17",))
+    assert "Cancel and remove this?" in call("gc", "--in", str(base), code=130)[1]
+    assert server.queries == [{"dry": "1"}]
 
 
 # -- down --------------------------------------------------------------------------------------------------------

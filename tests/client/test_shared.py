@@ -13,6 +13,7 @@ import pytest
 from nnsight_hpc.client import shared
 from nnsight_hpc.client.config import Cluster
 from nnsight_hpc.client.session import bridge_command
+from nnsight_hpc.client.share_socket import WANTED_FILES
 from nnsight_hpc.client.shared import open_of, shared_socket, uid_of
 from nnsight_hpc.wire.errors import Conflict, Denied, InvalidInput, NotFound
 from tests.daemon.others import being
@@ -80,3 +81,9 @@ def test_the_owner_of_a_profile_reaches_the_bridge_as_one_word():
     """Whatever stands there, a shell reads it as a name."""
     command = bridge_command(Cluster(host="h", owner="a; rm -rf b"))
     assert shlex.split(command) == ["nnsight-hpc", "bridge", "--owner", "a; rm -rf b"]
+
+
+def test_the_files_of_somebody_else_are_read_by_his_daemon():
+    """One's own by the bridge itself, which would find nothing of his."""
+    assert bridge_command(Cluster(host="h"), WANTED_FILES) == "nnsight-hpc bridge --files"
+    assert bridge_command(Cluster(host="h", owner="ada"), WANTED_FILES) == "nnsight-hpc bridge --owner ada"

@@ -192,6 +192,16 @@ def test_a_key_with_a_passphrase_is_not_asked_for_without_a_terminal(kind, sshd,
     assert str(locked) in error.why
 
 
+def test_who_must_not_ask_does_not_ask(sshd, base, monkeypatch):
+    """A further stream of ssh, at a terminal: the login that would need a person is refused."""
+    monkeypatch.setattr("nnsight_hpc.client.transport.openssh.at_terminal", lambda: True)
+    locked = base / "locked"
+    keygen(locked, passphrase="secret")
+    remote = Remote("uni", sshd.profile("openssh", identity_file=str(locked)), files=True)
+    with pytest.raises(Denied, match="refused the login"):
+        remote.open(ask=False)
+
+
 def test_a_held_connection_serves_many_streams(kind, sshd, environment, slurm_server):
     """After `hold`, each stream is one more channel of the one login, and `close` ends it."""
     transport = transport_for("uni", sshd.profile(kind, environment=environment))

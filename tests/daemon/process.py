@@ -174,6 +174,14 @@ class Worker:
     def started(self, lease: Lease) -> None:
         self.post(f"/w1/started?replica={self.replica}", [Begun(id=lease.id, attempt=lease.attempt)])
 
+    def return_small(self, lease: Lease, result: bytes) -> None:
+        """As `finish`, with the result in the message."""
+        self.outcome(Outcome(id=lease.id, attempt=lease.attempt, result=result, result_bytes=len(result)))
+
+    def confirm(self, lease: Lease) -> None:
+        """Return once the daemon has the lease on its disk."""
+        self.post(f"/w1/held?replica={self.replica}&id={lease.id}&attempt={lease.attempt}")
+
     def finish(self, lease: Lease, result: bytes = b"result") -> None:
         Path(lease.result).write_bytes(result)
         self.outcome(Outcome(id=lease.id, attempt=lease.attempt, result_bytes=len(result)))
@@ -185,10 +193,10 @@ class Worker:
             raise from_report(refused)
 
 
-def run_frame(fingerprint: str = "", model: str = "org/model", *, without: str = "") -> bytes:
-    """A request that captures one layer's output."""
+def run_frame(fingerprint: str = "", model: str = "org/model", *, without: str = "", tokens: int = 4) -> bytes:
+    """A request that captures one layer's output for a prompt of so many tokens (of 8 bytes)."""
     graph = capture_graph({"a": "model.layers.0.output"}, ModelIdentity(id=model, fingerprint=fingerprint))
-    ids = np.arange(4, dtype=np.int64).reshape(1, 4)
+    ids = np.arange(tokens, dtype=np.int64).reshape(1, tokens)
     return pack(graph.to_json().encode(), save(dict.fromkeys(sorted(graph.tensor_names() - {without}), ids)))
 
 

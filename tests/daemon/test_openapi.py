@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 
 from nnsight_hpc.daemon.openapi import description
+from nnsight_hpc.wire.messages import RequestStatus
 from nnsight_hpc.wire.names import new_request_id
-from tests.daemon.process import send
+from tests.daemon.process import dump_frame, send
 from tests.daemon.unix_session import HOST, unix_session
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def session(daemon: DaemonProcess) -> requests.Session:
 
 @pytest.fixture(scope="module")
 def known(daemon: DaemonProcess, worker: Worker) -> dict[str, str]:
-    """What is there: a pool, whose replica has a log, and a request that has ended."""
+    """What is there: a pool, whose replica has a log, a request that has ended, and a dump that waits."""
     send(daemon.people(), request := new_request_id())
     worker.finish(worker.lease())
+    daemon.people().put(f"/v1/datasets/smol?pool=smol&request={new_request_id()}", dump_frame("smol"), RequestStatus)
     return {"name": "smol", "id": request}
 
 
@@ -121,6 +123,8 @@ ANSWERED = {"get_datasets", *_ANSWERED} - {
     "get_pools_name_model_file",
     "post_pools_name_plan",  # a body by chance is no pool
     "post_requests_id",  # nor a graph
+    "post_dumps_name_verify",  # there is no dataset yet
+    "post_dumps_name_repair",
 }
 """Operations that have to be answered at least once as asked, of which others are refused for what they are asked for."""
 

@@ -30,7 +30,7 @@ from nnsight_hpc.wire.messages import DatasetFile, DatasetStatus, DumpProgress, 
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.pools import PoolStatus
 from nnsight_hpc.wire.states import ReplicaState, RequestState
-from nnsight_hpc.wire.workers import Outcome
+from nnsight_hpc.wire.workers import Outcome, SlicesOpened
 from tests.daemon.process import dump_frame, run_frame, send
 
 
@@ -59,7 +59,7 @@ def test_a_request_goes_to_a_worker_and_its_result_comes_back(daemon, worker, re
     http = daemon.people()
     assert send(http, request_id).state == RequestState.QUEUED
     lease = worker.lease()
-    assert (lease.id, lease.attempt, Path(lease.request).read_bytes()) == (request_id, 1, run_frame())
+    assert (lease.id, lease.attempt, lease.frame) == (request_id, 1, run_frame())
     worker.started(lease)
     with pytest.raises(Conflict, match="has not ended"):
         http.call("GET", f"/v1/requests/{request_id}/result")
@@ -294,7 +294,8 @@ def test_a_dump_owns_its_datasets_name(daemon, worker):
     lease = worker.lease()
     assert lease.kind == "dump"
     (daemon.places.datasets / "d1.zarr").mkdir()
-    worker.post(f"/w1/progress?replica={worker.replica}&id={first}", DumpProgress(documents=1))
+    opened = SlicesOpened(slices=2, written=(0,), progress=DumpProgress(documents=1))
+    worker.post(f"/w1/slices?replica={worker.replica}&id={first}", opened)
     status = http.get("/v1/datasets/d1", DatasetStatus)
     assert (status.complete, status.request.progress.documents) == (False, 1)
     worker.outcome(Outcome(id=first, attempt=1, error=ErrorReport("HpcError", "disk full")))
@@ -381,6 +382,6 @@ def test_a_file_that_cannot_be_written_is_named(daemon_with):
     daemon.up()
     daemon.places.requests.rmdir()
     with pytest.raises(HpcError, match="cannot read or write a file") as caught:
-        send(daemon.people(), new_request_id())
+        send(daemon.people(), new_request_id(), frame=run_frame(tokens=10_000))
     assert str(daemon.places.requests) in caught.value.where
     assert caught.value.why == "No such file or directory"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnsight_hpc.daemon import requests as daemon_requests
-from nnsight_hpc.daemon import table
+from nnsight_hpc.daemon import small, table
 from nnsight_hpc.daemon.backlog import HELD, Demand
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
@@ -65,8 +65,8 @@ class Daemon:
 
     async def accept(self, kind: str) -> None:
         self.ids.append(new_request_id())
-        self.requests.files.request(self.ids[-1]).touch()
-        await self.requests.accept(NewRequest(id=self.ids[-1], kind=kind, pool="p", user="u", received=1.0))
+        new = NewRequest(id=self.ids[-1], kind=kind, pool="p", user="u", received=1.0, frame=b"frame")
+        await self.requests.accept(new)
 
     async def lease(self, replica: str) -> None:
         rows = await self.rows()
@@ -122,7 +122,8 @@ class Daemon:
                 row == self.ended.setdefault(row.id, row) if row.id in self.ended or row.state.ended else row.kills < 2
             )
             assert row.attempt - row.gave_way <= self.config.attempts or row.kind == "dump"
-            assert self.requests.files.request(row.id).exists() == (not row.state.ended)
+            kept = await self.store.run(lambda c, row=row: small.body(c, row))
+            assert kept == (b"" if row.state.ended else b"frame")
 
 
 @settings(max_examples=60, deadline=None)

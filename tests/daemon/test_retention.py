@@ -13,7 +13,7 @@ from nnsight_hpc.wire.messages import DatasetStatus, DumpSpec, Event, RequestSta
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.places import places_at
 from nnsight_hpc.wire.states import RequestState
-from tests.daemon.process import dump_frame, send, wait_for
+from tests.daemon.process import dump_frame, run_frame, send, wait_for
 
 
 def test_a_request_is_forgotten_with_its_files(daemon_with):
@@ -29,7 +29,7 @@ def test_a_request_is_forgotten_with_its_files(daemon_with):
     worker.http.call("POST", f"/w1/log?id={done}&replica={worker.replica}&attempt=1&at=0", b'{"text":"hello"}\n')
     assert (daemon.places.requests / f"{done}.1.log").exists()
     worker.finish(lease)
-    send(http, waiting)
+    send(http, waiting, frame=run_frame(tokens=10_000))
     wait_for(lambda: _is_forgotten(http, done))
     assert _is_forgotten(http, done, "/story")
     assert [path.name for path in daemon.places.requests.iterdir() if dump not in path.name] == [f"{waiting}.request"]

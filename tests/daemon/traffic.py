@@ -12,7 +12,8 @@ from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from nnsight_hpc.wire.errors import Conflict, HpcError, Unreachable
+from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound, Unreachable
+from nnsight_hpc.wire.frames import unpack
 from nnsight_hpc.wire.messages import RequestStatus
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.states import ReplicaState, RequestState
@@ -29,9 +30,10 @@ _FRAME = run_frame()
 
 
 class Traffic:
-    """Two clients and two workers.
+    """Two clients that send, one that waits for each result, and two workers.
 
-    `sent` were tried, `acknowledged` taken, `cancelled` asked to be cancelled; `finished` has the attempts by request.
+    `sent` were tried, `acknowledged` taken, `cancelled` asked to be cancelled; `finished` has the attempts by request, and
+    `answers` what was answered to who waited.
     """
 
     def __init__(self, daemon: DaemonProcess, seed: int) -> None:
@@ -39,11 +41,13 @@ class Traffic:
         self.sent, self.acknowledged, self.cancelled = set[str](), set[str](), set[str]()
         self.finished: dict[str, set[int]] = defaultdict(set)
         self.held: dict[str, list[str]] = {}
+        self.answers: dict[str, bytes] = {}
         staff = [Worker(daemon, each.id) for each in daemon.up(replicas=2).replicas]
         for worker in staff:
             worker.register()
             worker.report(ReplicaState.READY)
         self._clients = [threading.Thread(target=self._send, args=(seed + one,)) for one in range(2)]
+        self._clients.append(threading.Thread(target=self._ask))
         self._workers = [threading.Thread(target=self._work, args=(worker, seed)) for worker in staff]
 
     def __enter__(self) -> Self:
@@ -93,6 +97,21 @@ class Traffic:
                 self._again(lambda name=name: http.call("DELETE", f"/v1/requests/{name}"))
             time.sleep(chance.random() * 0.02)
 
+    def _ask(self) -> None:
+        """One request after another, each sent until its result is the answer."""
+        http = self._daemon.people()
+        while self._sending.is_set():
+            name = new_request_id()
+            self.sent.add(name)
+            answer = b""
+            while not answer:
+                path = f"/v1/requests/{name}?pool=smol&priority=100&wait=2"  # before what the others have sent
+                frame = self._again(lambda path=path: http.call("POST", path, _FRAME, timeout=30))
+                if frame is None:
+                    return
+                answer = bytes(unpack(frame)[1])
+            self.answers[name] = answer
+
     def _again(self, call: Callable[[], Any]) -> Any:
         """What `call` gives, once it does; None where the clients are to stop before that."""
         while self._sending.is_set():
@@ -108,11 +127,11 @@ class Traffic:
             try:
                 leases = leases or worker.leases(0.5, most=4, tokens=1000)
                 self.held[worker.replica] = [lease.id for lease in leases]
-                for lease in leases:
+                for lease in leases if chance.random() < 0.3 else ():
                     worker.started(lease)
                 while leases:
                     time.sleep(chance.random() * 0.01)
-                    self._finish(worker, leases[0])
+                    self._finish(worker, leases[0], small=chance.random() < 0.7)
                     leases.pop(0)
             except (HpcError, OSError):
                 time.sleep(0.01)
@@ -120,10 +139,15 @@ class Traffic:
                     worker.reconnect()
                     worker.report(ReplicaState.BUSY, running=tuple(lease.id for lease in leases))
 
-    def _finish(self, worker: Worker, lease: Lease) -> None:
-        """Told until it is taken; what does not count any more is given up."""
-        with suppress(Conflict):
-            worker.finish(lease, f"result of {lease.id}".encode())
+    def _finish(self, worker: Worker, lease: Lease, *, small: bool) -> None:
+        """Told until it is taken; what does not count any more, or was not on disk, is given up."""
+        result = f"result of {lease.id}".encode()
+        with suppress(Conflict, NotFound):
+            if small:
+                worker.return_small(lease, result)
+            else:
+                worker.confirm(lease)
+                worker.finish(lease, result)
             self.finished[lease.id].add(lease.attempt)
 
 
@@ -132,6 +156,7 @@ def check(traffic: Traffic, http: HttpClient) -> None:
     ended = traffic.settle()
     lost = {name: status for name, status in ended.items() if status.state not in _expected(traffic, name)}
     assert lost == {}
+    assert {name: answer for name, answer in traffic.answers.items() if answer.decode() != f"result of {name}"} == {}
     completed = {name for name, status in ended.items() if status.state == RequestState.COMPLETED}
     assert {name: attempts for name, attempts in traffic.finished.items() if len(attempts) > 1} == {}
     assert completed <= traffic.finished.keys() <= traffic.sent

@@ -25,7 +25,8 @@ CONNECTIONS = 4
 def ask(daemon, pool, frame):
     """A checksum of the result of one request, sent and waited for as the backend of tracing does it."""
     request = new_request_id()
-    daemon.put(f"/v1/requests/{request}?pool={pool}&exclusive=1", frame, RequestStatus)  # so that all have the same bytes
+    alone = f"/v1/requests/{request}?pool={pool}&exclusive=1"  # in a forward with others it has other last bits
+    daemon.put(alone, frame, RequestStatus)
     check_completed(until_ended(daemon, request))
     return zlib.crc32(daemon.call("GET", f"/v1/requests/{request}/result"))
 

@@ -80,7 +80,7 @@ def test_dump_is_fetched_byte_for_byte(laptop, pool, cluster):
     points = ("--capture", "model.layers.*.mlp.output", "--dtype", "bfloat16")
     laptop.nnsight("dump", pool, str(corpus), "--name", "run1", *points)
     fetched = json.loads(laptop.nnsight("fetch", "run1", "--to", str(laptop.home), "--json").stdout)["path"]
-    [dataset] = json.loads(laptop.nnsight("datasets", "--json").stdout)
+    [dataset] = json.loads(laptop.nnsight("ls", "--json").stdout)["there"]
     here, there = (
         (laptop.home / "run1.zarr"),
         cluster.home("alice") / ".local/state/nnsight-hpc/slurm/datasets/run1.zarr",
@@ -106,12 +106,12 @@ def test_second_dump_of_the_same_name_is_refused(laptop, pool):
 
 
 def test_removed_dataset_is_gone_from_scratch_only(laptop, pool):
-    """`remove` takes the dataset off the cluster, and the fetched copy stays."""
-    [dataset] = json.loads(laptop.nnsight("datasets", "--json").stdout)
-    laptop.nnsight("remove", "run1", "--yes")
+    """`rm` takes the dataset off the cluster, and the fetched copy stays."""
+    [dataset] = json.loads(laptop.nnsight("ls", "--json").stdout)["there"]
+    laptop.nnsight("rm", "run1", "--yes")
     assert not Path(dataset["path"]).exists()
     assert (laptop.home / "run1.zarr" / "zarr.json").exists()
-    assert json.loads(laptop.nnsight("datasets", "--json").stdout) == []
+    assert json.loads(laptop.nnsight("ls", "--json").stdout)["there"] == []
 
 
 def test_job_that_ends_before_it_registers_shows_its_log(laptop, pool):

@@ -7,15 +7,20 @@ import time
 
 import pytest
 
+from nnsight_hpc.storage import find_damage, read_manifest
+from nnsight_hpc.wire.dumps import DumpStatus
+from nnsight_hpc.wire.messages import RequestStatus
+from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.states import EndCause, ReplicaState
 from tests.end_to_end.owner import ranks_of, until
 from tests.rest import shares_at_rest
-from tests.slurm.worker.graphs import capture_frame
+from tests.slurm.worker.graphs import capture_frame, dump_frame
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 REASON = r"\[(Resources|Priority|None)\]"
 """Slurm's own word, behind ours: it has not looked at the job, or the job is the next one, or others are before it."""
+SERVING = (ReplicaState.READY, ReplicaState.BUSY)
 QUICK = {"poll": (3.0, 3.0), "scale_wait": 3.0}
 
 
@@ -131,6 +136,28 @@ def test_a_pool_grows_with_its_queue_and_shrinks_to_nothing(owner, tiny):
     assert owner.request(again).waits_for
     assert owner.reached(again, "COMPLETED", "FAILED").state == "COMPLETED"
     owner.down("elastic")
+
+
+def test_two_jobs_write_one_dataset(owner, tiny, cluster):
+    """The replica for which nothing waits helps with the dump that the other one has; all that they wrote is right."""
+    owner.up("pair", model=str(tiny), mem="1G", replicas=2, succession="gap")
+    until(lambda: len(owner.replicas("pair", *SERVING)) == 2, "both replicas", 180)
+    frame = dump_frame(["one two three " * 40] * 4000, ("model.layers.0.output",), name="pair", batch_tokens=1024)
+    request = new_request_id()
+    owner.http.put(f"/v1/datasets/pair?pool=pair&request={request}", frame, RequestStatus)
+    both = until(lambda: _written_by_two(owner, "pair"), "two workers", 120)
+    assert {one.replica for one in both.doing} == {one.id for one in owner.replicas("pair")}
+    assert owner.reached(request, "COMPLETED", "FAILED").state == "COMPLETED"
+    path = cluster.home("alice") / ".local/state/nnsight-hpc/slurm/datasets/pair.zarr"
+    assert find_damage(path) == []
+    assert len({entry.writer for entry in read_manifest(path) if entry.slice is not None}) == 2
+    owner.down("pair")
+
+
+def _written_by_two(owner, name):
+    """The dump, once two workers write it."""
+    found = owner.http.get(f"/v1/dumps/{name}", DumpStatus)
+    return found if len(found.doing) == 2 else None
 
 
 def test_one_job_at_a_time(owner, gap):

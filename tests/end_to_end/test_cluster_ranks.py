@@ -101,7 +101,7 @@ def test_a_dump_is_that_of_one_process(laptop, pool, smollm2):
     corpus.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts * 4)))
     laptop.nnsight("dump", pool, str(corpus), "--name", "ranks", "--capture", "model.layers.9.mlp.output")
     path = json.loads(laptop.nnsight("fetch", "ranks", "--to", str(laptop.home), "--json").stdout)["path"]
-    laptop.nnsight("remove", "ranks", "--yes")
+    laptop.nnsight("rm", "ranks", "--yes")
     dataset, lm = ActivationDataset(path), LanguageModel(str(smollm2))
     document = dataset.document(5)
     with lm.trace(torch.tensor([document.input_ids.tolist()])):

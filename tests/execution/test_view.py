@@ -27,7 +27,9 @@ class Halves:
 
     def own(self, path, side, tree):
         self.calls.append(("own", path, side))
-        return _map(tree, lambda x: x[..., : x.shape[-1] // 2].contiguous())  # a layer may add up strided rows otherwise
+        return _map(
+            tree, lambda x: x[..., : x.shape[-1] // 2].contiguous()
+        )  # a layer may add up strided rows otherwise
 
     def parameter(self, tensor):
         self.calls.append(("parameter", tuple(tensor.shape)))

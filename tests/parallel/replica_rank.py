@@ -63,8 +63,8 @@ class Leader:
         # The specification names the view, too: it is what the followers get.
         spec = PoolSpec(name=question.view, model=question.model, tp=self._team.world.size)
         ranks, said = self._turn_to(spec), []
-        request, result = self._folder / "request", self._folder / "result"
-        lease = Lease(id="r", kind="run", attempt=1, request=str(request), result=str(result), user="tests")
+        request = self._folder / "request"
+        lease = Lease(id="r", kind="run", attempt=1, request=str(request), result="", user="tests")
         request.write_bytes(frame)
         runner = Runner(ranks, self._control, None)
         with (
@@ -74,8 +74,7 @@ class Leader:
             [[(_, outcome)]] = runner.run([lease], self._folder, lambda _request, line, _source: said.append(line))
         if self._control.failure is not None:
             raise self._control.failure  # ends the ranks, as it would a worker
-        values = b"" if outcome.error else result.read_bytes()
-        return pack(msgspec.json.encode(Answer(error=outcome.error, said=tuple(said), ran=tuple(ran))), values)
+        return pack(msgspec.json.encode(Answer(error=outcome.error, said=tuple(said), ran=tuple(ran))), outcome.result)
 
     def _turn_to(self, spec: PoolSpec) -> Ranks:
         if spec not in self._held or self._held[spec] is not self._now:

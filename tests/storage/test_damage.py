@@ -152,3 +152,15 @@ def test_a_shard_that_the_manifest_lacks_is_damage(tmp_path):
     assert [(one.path, one.problem, one.slices) for one in find_damage(path)] == [
         ("activations/x/c.1.0", "not written", (1,))
     ]
+
+
+@STORES
+def test_damage_names_rows_and_documents(tmp_path, store):
+    """Of a shard of tokens its rows and the documents that have them, of one of documents these; progress is told."""
+    path, seen = _whole(tmp_path / f"n.{store}"), []
+    for name, number in (("x", 1), ("mean", 0)):
+        _flip(path / f"activations/{name}/{SHARD[store].format(number)}")
+    found = find_damage(path, lambda done, total: seen.append((done, total)))
+    assert {(one.rows, one.documents) for one in found} == {((256, 512), (2, 6)), ((0, 10), (0, 10))}
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert repair(path, found) == [0, 1, 2, 3]

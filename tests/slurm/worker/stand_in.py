@@ -14,11 +14,25 @@ import msgspec
 from aiohttp import web
 
 from nnsight_hpc.daemon.certificate import load_secret, server_context
+from nnsight_hpc.storage.slice_queue import SliceQueue
 from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
 from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.http import ERROR
 from nnsight_hpc.wire.messages import DumpProgress, LeaseRecord, LogLine, decode, encode
-from nnsight_hpc.wire.workers import Begun, EndRecord, Lease, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
+from nnsight_hpc.wire.workers import (
+    Begun,
+    EndRecord,
+    Lease,
+    Orders,
+    Outcome,
+    SliceAsk,
+    SliceGiven,
+    SliceProgress,
+    SlicesOpened,
+    WorkerHello,
+    WorkerReport,
+    WorkerWelcome,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +63,11 @@ class StandIn:
         self.posts: list[tuple[str, float]] = []
         self.log_error: HpcError | None = None
         self.progress: dict[str, list[DumpProgress]] = defaultdict(list)
+        self.queues: dict[str, SliceQueue] = {}
         self.ends: list[EndRecord] = []
         self.started: list[str] = []
+        self.confirmed: list[str] = []
+        self.confirm_error: HpcError | None = None
         self.refused = 0
         self.orders, self.asked_for_orders = Orders(), 0
         self.unknown: set[str] = set()
@@ -122,7 +139,8 @@ class StandIn:
         return [decode(line, LogLine) for line in bytes(self.said[request]).splitlines()]
 
     def result(self, request: str, attempt: int = 1) -> bytes:
-        return (self.places.requests / f"{request}.{attempt}.result").read_bytes()
+        """As it came with the outcome, or as it lies in its file."""
+        return self.outcome(request).result or (self.places.requests / f"{request}.{attempt}.result").read_bytes()
 
     def wait_state(self, state: str, seconds: float = 120.0) -> WorkerReport:
         wait_for(lambda: self.reports and self.reports[-1].state == state, f"state {state}", seconds)
@@ -134,7 +152,10 @@ class StandIn:
         context = server_context(self.places)
         self.secret = load_secret(self.places)
         app = web.Application(middlewares=[self._check])
-        names = ("register", "report", "orders", "lease", "started", "log", "progress", "outcomes", "end")
+        names = (
+            *("register", "report", "orders", "lease", "started", "held", "log"),
+            *("progress", "slices", "slice", "outcomes", "end"),
+        )
         app.add_routes([web.post(f"/w1/{name}", getattr(self, f"_{name}")) for name in names])
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await runner.setup()
@@ -215,6 +236,12 @@ class StandIn:
         self.started += [begun.id for begun in decode(await request.read(), list[Begun])]
         return {}
 
+    async def _held(self, request: web.Request) -> Any:
+        self.confirmed.append(request.query["id"])
+        if self.confirm_error is not None:
+            raise self.confirm_error
+        return {}
+
     async def _log(self, request: web.Request) -> Any:
         if self.log_error is not None:
             raise self.log_error
@@ -224,8 +251,25 @@ class StandIn:
         return {}
 
     async def _progress(self, request: web.Request) -> Any:
-        self.progress[request.query["id"]].append(decode(await request.read(), DumpProgress))
+        name = request.query["id"]
+        if queue := self.queues.get(name):
+            queue.report(request.query["replica"], decode(await request.read(), SliceProgress))
+            self.progress[name].append(queue.progress())
         return self.orders
+
+    async def _slices(self, request: web.Request) -> Any:
+        name, opened = request.query["id"], decode(await request.read(), SlicesOpened)
+        self.queues.setdefault(name, SliceQueue(opened)).open(opened)
+        return {}
+
+    async def _slice(self, request: web.Request) -> Any:
+        ask, queue = decode(await request.read(), SliceAsk), self.queues.get(request.query["id"])
+        if queue is None:
+            return SliceGiven(known=False)
+        if ask.written is not None:
+            queue.wrote(ask.written)
+        number = queue.next(request.query["replica"], ask.begun)
+        return SliceGiven(slice=number, complete=queue.complete, overflows=dict(queue.overflows))
 
     async def _outcomes(self, request: web.Request) -> Any:
         outcomes, error = decode(await request.read(), list[Outcome]), self.outcome_error

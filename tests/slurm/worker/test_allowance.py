@@ -28,12 +28,10 @@ def _saved(builder, value, line):
 
 def run(folder, builder, saves, limit) -> tuple[Outcome, list[str]]:
     """The outcome of a graph in a worker's loop whose lease allows `limit` bytes, and what the graph has said."""
-    request, result = folder / "r.request", folder / "r.1.result"
+    request = folder / "r.request"
     graph = builder.build(saves, ModelIdentity(id="m"))
     request.write_bytes(pack(graph.to_json().encode(), save_tensors({})))
-    lease = Lease(
-        id="r", kind="run", attempt=1, request=str(request), result=str(result), user="me", result_bytes=limit
-    )
+    lease = Lease(id="r", kind="run", attempt=1, request=str(request), result="", user="me", result_bytes=limit)
     said = []
     runner = Runner(Alone(wrap(torch.nn.Linear(2, 2))), Control("w1"), None)
     [[(_, outcome)]] = runner.run([lease], folder, lambda _request, text, _source: said.append(text))
@@ -47,11 +45,10 @@ def test_a_result_is_as_large_as_it_may_be_and_not_a_byte_larger(tmp_path):
     free, _ = run(tmp_path, builder, saves, None)
     exact, _ = run(tmp_path, builder, saves, free.result_bytes)
     assert (exact.error, exact.result_bytes) == (None, free.result_bytes)
-    assert unpack_values((tmp_path / "r.1.result").read_bytes())["value"].shape == (100,)
-    (tmp_path / "r.1.result").unlink()
+    assert unpack_values(exact.result)["value"].shape == (100,)
     less, _ = run(tmp_path, builder, saves, free.result_bytes - 1)
     assert less.error.kind == "Denied"
-    assert not (tmp_path / "r.1.result").exists()
+    assert less.result == b""
 
 
 def test_the_largest_values_are_named_with_the_line_of_the_first(tmp_path):

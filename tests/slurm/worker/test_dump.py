@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import signal
-import subprocess
 from importlib.metadata import version
 
 import numpy as np
@@ -16,16 +14,17 @@ from nnsight_hpc.models import Loaded, load
 from nnsight_hpc.slurm.worker import dump as dump_module
 from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.corpus import tokenizer_hash
-from nnsight_hpc.slurm.worker.dumps import Dumps
+from nnsight_hpc.slurm.worker.dumps import Dumps, Orders
 from nnsight_hpc.slurm.worker.model import Alone
 from nnsight_hpc.storage import ActivationDataset, read_attributes, read_manifest
-from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput, NotFound, RequestCancelled
+from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound, RequestCancelled
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import DumpSpec, encode
 from nnsight_hpc.wire.workers import Lease
 from tests.devices import DEVICE
 from tests.models_for_tests import WORDS, save_tiny_llama
 from tests.slurm.worker.graphs import dump_frame
+from tests.slurm.worker.shared_slices import Board
 from tests.slurm.worker.stand_in import wait_for
 
 LAYERS = ("model.layers.*.output",)
@@ -51,14 +50,14 @@ def loaded(tiny_llama):
 
 
 def run(frame, loaded, folder, *, cancelled=lambda: False, progress=lambda _: None):
-    return go_on(Dumps(Alone(loaded)), 1, frame, folder, cancelled=cancelled, progress=progress)
+    dumps = Dumps(Alone(loaded), Board(progress).slices("w"))
+    return go_on(dumps, 1, frame, folder, cancelled=cancelled)
 
 
-def go_on(dumps, attempt, frame, folder, *, gives_way=lambda: False, cancelled=lambda: False, progress=lambda _: None):
-    """One attempt of a worker that keeps `dumps`."""
-    lease = Lease(id="d", kind="dump", attempt=attempt, request="", result="", user="me")
-    given = {"cancelled": cancelled, "gives_way": gives_way, "progress": progress}
-    return dumps.run(lease, frame, folder, Allowance(None), **given)
+def go_on(dumps, attempt, frame, folder, *, gives_way=lambda: False, cancelled=lambda: False, kind="dump"):
+    """One attempt of a worker that keeps `dumps`; of the kind ``part`` for one that helps."""
+    lease = Lease(id="d" if kind == "dump" else "d/w", kind=kind, attempt=attempt, request="", result="", user="me")
+    return dumps.run(lease, frame, folder, Allowance(None), Orders(cancelled, gives_way))
 
 
 def hooked(loaded, text: str, context: int = 1024) -> list[torch.Tensor]:
@@ -245,15 +244,18 @@ def test_a_dump_that_gives_way_goes_on_where_it_was(loaded, tmp_path, monkeypatc
     monkeypatch.setattr(dump_module.Captor, "run", lambda self, ids: ran.append(len(ids)) or once(self, ids))
     run(frame, loaded, tmp_path / "again")
     expected, attempt = list(ran), 0
-    for folder, workers in (("one", [Dumps(Alone(loaded))]), ("two", [Dumps(Alone(loaded)) for _ in range(2)])):
+    for folder, names in (("one", ["a"]), ("two", ["a", "b"])):
         ran.clear()
-        summary = None
+        summary, board = None, Board()
+        workers = [Dumps(Alone(loaded), board.slices(name)) for name in names]
         for attempt in range(1, 4 * len(expected)):
             patient = len(workers) == 2 and attempt > 6
-            worker = workers[attempt % 3 % len(workers)]
-            summary = go_on(worker, attempt, frame, tmp_path / folder, gives_way=lambda patient=patient: not patient)
+            number = attempt % 3 % len(workers)
+            gives_way = {"gives_way": lambda patient=patient: not patient}
+            summary = go_on(workers[number], attempt, frame, tmp_path / folder, **gives_way)
             if summary is not None:
                 break
+            board.queue.give_back(names[number])
         assert summary["tokens"] == whole["tokens"]
         assert digests(tmp_path / folder / "set.zarr") == digests(tmp_path / "whole" / "set.zarr")
         if len(workers) == 1:
@@ -279,42 +281,56 @@ def test_slices_share_documents_at_their_borders(loaded, tmp_path, monkeypatch):
     assert last.bytes == last.bytes_total == attributes.rows * 3 * 32 * 4
 
 
-def test_a_full_disk_is_an_error_and_the_dump_goes_on_later(loaded, tmp_path):
-    """On a full disk the dump fails in words and shows nothing as complete; with space it goes on to the same bytes."""
-    small = tmp_path / "small"
-    small.mkdir()
-    frame = dump_frame(texts(400, (20, 60)), LAYERS)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], check=True)
-    try:
-        with pytest.raises(HpcError, match="the disk is full"):
-            run(frame, loaded, small)
-        assert not read_attributes(small / "set.zarr").complete
-        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
-        run(frame, loaded, small)
-        run(frame, loaded, tmp_path)
-        assert digests(tmp_path / "set.zarr") == digests(small / "set.zarr")
-    finally:
-        subprocess.run(["umount", small], check=True)
+def test_two_workers_write_the_bytes_of_one(loaded, tmp_path, monkeypatch):
+    """Slices that two workers write in turns, one of them as a part, make the files, checksums and rows of a dump by one."""
+    monkeypatch.setattr(dump_module, "SLICE_ROWS", 256)
+    frame, board = dump_frame(texts(60, (5, 60)), LAYERS, batch_tokens=128), Board()
+    run(frame, loaded, tmp_path / "one")
+    leads, helps = (Dumps(Alone(loaded), board.slices(name)) for name in "ab")
+    summary, wrote = None, set()
+    for attempt in range(1, 1000):
+        summary = go_on(leads, attempt, frame, tmp_path / "two", gives_way=lambda: True)
+        wrote |= board.queue.doing().keys()
+        if summary is not None:
+            break
+        go_on(helps, attempt, frame, tmp_path / "two", gives_way=lambda: True, kind="part")
+    one, two = tmp_path / "one" / "set.zarr", tmp_path / "two" / "set.zarr"
+    assert wrote == {"a", "b"}
+    assert summary["tokens"] == read_attributes(two).rows
+    assert digests(one) == digests(two)
+    same = [(entry.path, entry.rows, entry.bytes, entry.crc32c, entry.slice) for entry in read_manifest(one)]
+    assert same == [(entry.path, entry.rows, entry.bytes, entry.crc32c, entry.slice) for entry in read_manifest(two)]
 
 
-def test_a_killed_dump_goes_on_to_identical_bytes(bench, tmp_path, loaded):
-    """A worker is killed with SIGKILL during a dump; another process goes on, and the arrays are as if nothing had been."""
-    documents = texts(1500, (40, 90))
-    frame = dump_frame(documents, ("model.layers.0.output",), batch_tokens=8192)
-    worker = bench.ready_worker()
+def test_a_worker_that_was_taken_for_dead_changes_nothing_when_it_wakes(loaded, tmp_path, monkeypatch):
+    """Its slice was written by another one meanwhile: it drops what it has begun, and completes the dataset."""
+    monkeypatch.setattr(dump_module, "SLICE_ROWS", 256)
+    frame, board = dump_frame(texts(60, (5, 60)), LAYERS, batch_tokens=128), Board()
+    run(frame, loaded, tmp_path / "one")
+    sleeper, other = (Dumps(Alone(loaded), board.slices(name)) for name in "ab")
+    go_on(sleeper, 1, frame, tmp_path / "two", gives_way=lambda: True)
+    board.queue.give_back("a")
+    go_on(other, 1, frame, tmp_path / "two", kind="part")
+    assert board.queue.complete
+    assert not read_attributes(tmp_path / "two" / "set.zarr").complete
+    assert list((tmp_path / "two").rglob("*.partial")) == []
+    go_on(sleeper, 2, frame, tmp_path / "two")
+    assert digests(tmp_path / "one" / "set.zarr") == digests(tmp_path / "two" / "set.zarr")
+
+
+def test_a_dump_goes_on_without_a_daemon(bench, loaded, tmp_path):
+    """The daemon dies while a worker has a dump: it writes all slices alone, and tells the next daemon that it has."""
+    frame = dump_frame(texts(2000, (60, 90)), ("model.layers.0.output",), batch_tokens=8192)
+    bench.ready_worker()
     request = bench.daemon.submit(frame, kind="dump")
     path = bench.places.datasets / "set.zarr"
-    wait_for(lambda: any((path / "manifest").glob("slice-*.jsonl")), "the first slice")
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
-    assert not read_attributes(path).complete
-    done = {entry.path: entry.time for entry in read_manifest(path)}
-    progress = bench.daemon.progress[request]
-    summary = run(frame, loaded, bench.places.datasets)
-    assert sum(len(text.split()) for text in documents) == summary["tokens"]
-    assert {summary["tokens"]} == {report.tokens_total for report in progress}
-    assert len([entry for entry in read_manifest(path) if entry.slice is not None]) == 2
-    assert done.items() <= {entry.path: entry.time for entry in read_manifest(path)}.items()
-    assert not list(path.rglob("*.partial"))
-    run(frame, loaded, tmp_path / "undisturbed")
-    assert digests(tmp_path / "undisturbed" / "set.zarr") == digests(path)
+    wait_for(lambda: request in bench.daemon.queues, "the first slice")
+    bench.daemon.stop()
+    bench.daemon.queues.clear()
+    wait_for(lambda: read_attributes(path).complete, "the complete dataset")
+    bench.daemon.start()
+    outcome = bench.daemon.outcome(request)
+    assert outcome.error is None
+    run(frame, loaded, tmp_path)
+    assert read_attributes(path).slices > 2
+    assert digests(tmp_path / "set.zarr") == digests(path)

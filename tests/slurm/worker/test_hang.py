@@ -136,4 +136,4 @@ def test_a_worker_that_hangs_ends_and_says_so(bench):
     assert "has not moved for 3 s" in record.detail
     assert "request stuck" in record.detail
     assert [record] == bench.daemon.ends
-    assert "read_frame" in bench.log()
+    assert "frame_of" in bench.log()

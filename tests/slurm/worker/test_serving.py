@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nnsight_hpc.execution.values import unpack_values
-from nnsight_hpc.wire.errors import Conflict
+from nnsight_hpc.wire.errors import Conflict, NotFound
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.workers import Orders
 from tests.devices import DEVICE
@@ -97,7 +97,7 @@ def test_an_unknown_kind_and_missing_bytes_are_errors(resident):
 
 def test_a_result_that_cannot_be_written_is_an_error(resident, tmp_path):
     """When there is no folder for the result, the request says so and names the file."""
-    request = resident.daemon.submit(capture_frame(), result=tmp_path / "missing" / "result")
+    request = resident.daemon.submit(operation_frame("torch.zeros", 100_000), result=tmp_path / "missing" / "result")
     error = resident.daemon.outcome(request).error
     assert "could not be written" in error.what
     assert str(tmp_path / "missing" / "result") == error.where
@@ -132,10 +132,40 @@ def test_a_running_request_is_cancelled_at_a_module(resident):
     assert outcome.error is None
 
 
+def test_a_small_result_comes_with_its_outcome(resident):
+    """No file is written for it, and none is removed where nobody wants it: another worker's may be there."""
+    daemon, request = resident.daemon, "r-abcdefgh2345"
+    others = resident.places.requests / f"{request}.1.result"
+    others.write_bytes(b"of another worker")
+    daemon.outcome_error = NotFound("no such request")
+    daemon.submit(capture_frame(), request=request)
+    assert "hidden" in unpack_values(daemon.outcome(request).result)
+    daemon.outcome_error = None
+    assert daemon.outcome(daemon.submit(capture_frame())).error is None
+    assert others.read_bytes() == b"of another worker"
+    assert request not in daemon.confirmed
+
+
+def test_a_large_result_is_written_once_the_lease_is_confirmed(resident):
+    """What the daemon does not know as given to this worker is neither written nor told, and the worker goes on."""
+    daemon = resident.daemon
+    daemon.confirm_error = Conflict("another worker's")
+    refused = daemon.submit(operation_frame("torch.zeros", 100_000))
+    wait_for(lambda: refused in daemon.confirmed, "the question")
+    daemon.confirm_error = None
+    written = daemon.submit(operation_frame("torch.zeros", 100_000))
+    outcome = daemon.outcome(written)
+    assert (outcome.error, outcome.result) == (None, b"")
+    assert outcome.result_bytes == len(daemon.result(written)) > 400_000
+    assert daemon.confirmed[-1] == written
+    assert refused not in daemon.outcomes
+    assert not (resident.places.requests / f"{refused}.1.result").exists()
+
+
 def test_a_result_that_nobody_wants_is_discarded(resident):
     """When the daemon answers Conflict, the result file is removed and the worker goes on."""
     resident.daemon.outcome_error = Conflict("another attempt")
-    request = resident.daemon.submit(capture_frame())
+    request = resident.daemon.submit(operation_frame("torch.zeros", 100_000))
     resident.daemon.outcome(request)
     wait_for(lambda: not (resident.places.requests / f"{request}.1.result").exists(), "the removal")
     resident.daemon.outcome_error = None

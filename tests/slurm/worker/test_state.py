@@ -51,7 +51,7 @@ def _ask(runner, folder, tokens, *, cancelled=False, **kwargs):
     [[(_, outcome)]] = runner.run([lease], folder, lambda *_: None)
     runner._control.finished("r1")
     assert outcome.error is None
-    return None if outcome.cancelled else unpack_values((folder / "result").read_bytes())["logits"]
+    return None if outcome.cancelled else unpack_values(outcome.result)["logits"]
 
 
 def test_a_request_gives_the_same_before_and_after_others(runner, tmp_path):

@@ -8,21 +8,32 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from nnsight_hpc.execution.values import unpack_values
-from nnsight_hpc.storage import ActivationDataset
+from nnsight_hpc.models import load
+from nnsight_hpc.slurm.worker.allowance import Allowance
+from nnsight_hpc.slurm.worker.dumps import Dumps, Orders
+from nnsight_hpc.slurm.worker.model import Alone
+from nnsight_hpc.storage import ActivationDataset, read_attributes, read_manifest
+from nnsight_hpc.wire.dumps import DumpStatus
 from nnsight_hpc.wire.errors import HpcError, InvalidGraph
 from nnsight_hpc.wire.http import HttpClient
 from nnsight_hpc.wire.messages import DatasetStatus, LeaseRecord, RequestStatus, decode
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.places import places_at
 from nnsight_hpc.wire.pools import PoolSpec, PoolStatus
+from nnsight_hpc.wire.workers import Lease
+from tests.models_for_tests import WORDS
 from tests.slurm.worker.graphs import capture_frame, dump_frame
+from tests.slurm.worker.shared_slices import Board
 from tests.slurm.worker.stand_in import wait_for
+from tests.slurm.worker.test_dump import run, texts
+from tests.storage.contents import contents
 
 
 class Cluster:
@@ -80,22 +91,34 @@ class Cluster:
 @pytest.fixture
 def cluster_of_one(tiny_llama):
     """A daemon with a pool of one worker that is ready."""
+    with _cluster(tiny_llama, 1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_of_two(tiny_llama):
+    """A daemon with a pool of two workers that are ready."""
+    with _cluster(tiny_llama, 2) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _cluster(model: Path, replicas: int):
     with tempfile.TemporaryDirectory(prefix="nnh-w-", dir="/tmp") as folder:  # short: it holds a socket
         cluster = Cluster(Path(folder))
         cluster.start()
-        spec = PoolSpec(name="tiny", model=str(tiny_llama))
+        spec = PoolSpec(name="tiny", model=str(model), replicas=replicas)
         cluster.http.put("/v1/pools/tiny", spec, PoolStatus)
         try:
-            wait_for(lambda: _state(cluster) == "READY", "a ready replica", 120)
+            wait_for(lambda: _states(cluster) == ["READY"] * replicas, "ready replicas", 120)
             yield cluster
         finally:
             cluster.http.call("POST", "/v1/stop?workers=1", timeout=60)
             cluster.process.wait(120)
 
 
-def _state(cluster: Cluster) -> str:
-    status = cluster.http.get("/v1/pools/tiny", PoolStatus)
-    return status.replicas[-1].state if status.replicas else ""
+def _states(cluster: Cluster) -> list[str]:
+    return [replica.state for replica in cluster.http.get("/v1/pools/tiny", PoolStatus).replicas]
 
 
 def _worker(cluster: Cluster) -> psutil.Process:
@@ -152,3 +175,62 @@ def test_the_whole_life_with_the_real_daemon(cluster_of_one):
 
     worker.send_signal(signal.SIGUSR2)
     wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker's end", 120)
+
+
+@pytest.mark.slow
+def test_two_workers_write_one_dataset_though_one_is_killed(cluster_of_two, tiny_llama, tmp_path):
+    """The idle worker of a pool helps; what the other leaves undone by SIGKILL is written; the bytes are those of one."""
+    cluster, dump = cluster_of_two, new_request_id()
+    documents = [" ".join(WORDS[n % 7 :] * 20)[: 900 - n % 100] for n in range(3000)]
+    frame = dump_frame(documents, ("model.layers.0.output",), name="both", batch_tokens=1024)
+    cluster.http.put(f"/v1/datasets/both?pool=tiny&request={dump}", frame, RequestStatus)
+    found = wait_for(lambda: _with_two(cluster, "both"), "two workers", 120)
+    _kill(cluster, found.leads)
+    assert cluster.until(dump, "COMPLETED", "FAILED").state == "COMPLETED"
+    one, two = tmp_path / "both.zarr", Path(found.path)
+    assert cluster.until(dump, "COMPLETED").progress.tokens == read_attributes(two).rows
+    lease = Lease(id=dump, kind="dump", attempt=1, request="", result="", user="me")
+    orders = Orders(cancelled=lambda: False, gives_way=lambda: False)
+    Dumps(Alone(load(str(tiny_llama))), Board().slices("w")).run(lease, frame, tmp_path, Allowance(None), orders)
+    assert _arrays(one) == _arrays(two)
+    entries = [[entry for entry in read_manifest(path) if entry.slice is not None] for path in (one, two)]
+    same = [[(entry.path, entry.rows, entry.crc32c, entry.slice) for entry in some] for some in entries]
+    assert same[0] == same[1]
+
+
+def _with_two(cluster: Cluster, name: str) -> DumpStatus | None:
+    """The dump, once two workers write it."""
+    found = cluster.http.get(f"/v1/dumps/{name}", DumpStatus)
+    return found if found.leads and len(found.doing) == 2 else None
+
+
+def _kill(cluster: Cluster, replica: str) -> None:
+    """SIGKILL for all processes of its job."""
+    replicas = cluster.http.get("/v1/pools/tiny", PoolStatus).replicas
+    [job] = [one.job_id for one in replicas if one.id == replica]
+    script = psutil.Process(int(job.split(":")[0]))
+    for process in [*script.children(recursive=True), script]:
+        process.kill()
+
+
+def _arrays(path: Path) -> dict[str, bytes]:
+    """All files of a dataset but its manifest and its own metadata, which name writers and times."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.parent != path]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+def test_a_dump_outlives_its_worker_and_the_daemon(cluster_of_one, tiny_llama, tmp_path):
+    """Both are killed in the middle of it; the next daemon has it written to its end, and it is that of one undisturbed run."""
+    cluster, dump, path = cluster_of_one, new_request_id(), cluster_of_one.places.datasets / "long.hdf5"
+    [replica] = cluster.http.get("/v1/pools/tiny", PoolStatus).replicas
+    options = {"name": "long", "format": "hdf5", "batch_tokens": 1024}
+    frame = dump_frame(texts(2200, (40, 90)), ("model.layers.0.output",), **options)
+    cluster.http.put(f"/v1/datasets/long?pool=tiny&request={dump}", frame, RequestStatus)
+    wait_for(lambda: any((path / "manifest").glob("slice-*.jsonl")), "the first slice")
+    _kill(cluster, replica.id)
+    cluster.kill()
+    cluster.start()
+    assert cluster.until(dump, "COMPLETED", "FAILED").state == "COMPLETED"
+    run(frame, load(str(tiny_llama)), tmp_path)
+    assert contents(tmp_path / path.name) == contents(path)
