@@ -190,7 +190,7 @@ class PoolsApi:
 async def take_down(parts: Parts, name: str) -> None:
     """Want no replica of a pool any more, and fail what waits for it."""
     await parts.pools.delete(name)
-    await parts.requests.fail_hopeless(name)
+    await parts.requests.hopeless.fail([name])
 
 
 async def take_all_down(parts: Parts) -> None:

@@ -194,7 +194,7 @@ class Reconciler:
         pause = min(self._config.retry * 2 ** min(max(0, in_a_row - 1), 16), self._config.retry_most)
         self._retry_at[name] = time.monotonic() + pause
         await self._requests.take_back(self._requests.held_by(old.id), f"replica {old.id} ended: {reason}", cause)
-        await self._requests.fail_hopeless(name)
+        await self._requests.hopeless.fail([name])
 
     async def _count_failure(self, name: str, replica: Replica) -> None:
         pool = self._pools.find(name)
@@ -226,7 +226,7 @@ class Reconciler:
         logger.error("%s", error)
         await self._pools.change_pool(name, held=error.report())
         self._pools.tell(name, f"held: {error.what}")
-        await self._requests.fail_hopeless(name)
+        await self._requests.hopeless.fail([name])
 
 
 def _replica_failed(pool: Pool, replica: Replica) -> ReplicaFailed:

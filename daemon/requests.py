@@ -19,26 +19,26 @@ from nnsight_hpc.daemon.ahead import Ahead
 from nnsight_hpc.daemon.backlog import HELD, Backlog
 from nnsight_hpc.daemon.counters import Counters
 from nnsight_hpc.daemon.dump_parts import PART, DumpParts
-from nnsight_hpc.daemon.given_up import cancel, expire, pause, refuse
+from nnsight_hpc.daemon.given_up import cancel, expire, pause
 from nnsight_hpc.daemon.holdings import Holdings
+from nnsight_hpc.daemon.hopeless import Hopeless
 from nnsight_hpc.daemon.losses import Loss, lose
 from nnsight_hpc.daemon.new_request import Accepted, enqueue
 from nnsight_hpc.daemon.records import SPARE
-from nnsight_hpc.daemon.refusals import fingerprint_error, needs_error
 from nnsight_hpc.daemon.request_files import RequestFiles
 from nnsight_hpc.daemon.results import Results
-from nnsight_hpc.daemon.retention import forget, forget_dataset, forget_stories
-from nnsight_hpc.daemon.room import Room, remove_oldest
+from nnsight_hpc.daemon.retention import Retention, forget_dataset
 from nnsight_hpc.daemon.scheduler import Scheduler
 from nnsight_hpc.daemon.shares import charge, usages
 from nnsight_hpc.daemon.story import tell_of
 from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
 from nnsight_hpc.wire.names import dump_of
 from nnsight_hpc.wire.states import EndCause, RequestState
+from nnsight_hpc.wire.workers import Begun
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection, Iterable
 
     from nnsight_hpc.daemon.attempts import Given
     from nnsight_hpc.daemon.backlog import Demand
@@ -50,14 +50,11 @@ if TYPE_CHECKING:
     from nnsight_hpc.daemon.queues import Waiting
     from nnsight_hpc.daemon.store import Store
     from nnsight_hpc.daemon.table import Row
-    from nnsight_hpc.wire.messages import ModelIdentity
-    from nnsight_hpc.wire.workers import Begun, Lease, Outcome
+    from nnsight_hpc.wire.workers import Lease, Outcome
 
 _Q = RequestState
 _MOMENT = 0.1
 """Seconds after which it is written down that a request runs; most have ended by then, and it would delay that."""
-_SETTLE = 3600.0
-"""Seconds after which a small result goes from the database, which the next daemon copies, to a file."""
 
 
 class Requests:
@@ -65,12 +62,14 @@ class Requests:
 
     def __init__(self, store: Store, changes: Changes, pools: Pools, config: Config) -> None:
         self._store, self._changes, self._pools, self._config = store, changes, pools, config
-        self._backlog, self._listened, self._room = Backlog(), time.time(), Room(config.result_bytes_per_user)
+        self._backlog, self._listened = Backlog(), time.time()
         self._just_begun: dict[str, Begun] = {}
         self._fresh: dict[str, attempts.Fresh] = {}
         self._ahead = Ahead(store, self._back)
         self.holdings, self.files = Holdings(), RequestFiles(config.places.requests)
-        self.results = Results(store, self.files)
+        self.results = Results(store, self.files, config.result_bytes_per_user)
+        self.retention = Retention(store, self.results, self.files, config)
+        self.hopeless = Hopeless(store, pools, self._moved)
         self.scheduler, self.counters = Scheduler(self._backlog, self.holdings, pools, config), Counters()
         self.dumps = DumpParts(store, changes, pools, self.holdings, scheduler=self.scheduler, files=self.files)
 
@@ -82,8 +81,8 @@ class Requests:
             if row.state in HELD:
                 self.holdings.take(row)
         self.scheduler.usage = await self._store.run(usages)
-        await self._store.run(self._room.load)
-        await self._fail_hopeless(self._backlog.pools())
+        await self.results.load()
+        await self.hopeless.fail(self._backlog.pools())
         await asyncio.to_thread(self.files.remove_unknown, await self._store.run(table.ids))
 
     def demand(self, pool: str) -> Demand:
@@ -101,7 +100,7 @@ class Requests:
         work = self._ahead.start(lambda c: enqueue(c, new, self._config), [new.id])
         row = await work.done
         self._announce(row)
-        await self._fail_hopeless([row.pool])  # the pool may have gone down in the meantime
+        await self.hopeless.fail([row.pool])  # the pool may have gone down in the meantime
         return Accepted(row, work.durable)
 
     def fresh(self, request: str) -> attempts.Fresh | None:
@@ -163,7 +162,11 @@ class Requests:
         self._just_begun |= {one.id: one for one in begun}
         await asyncio.sleep(_MOMENT)
         still = self._begun_of(one.id for one in begun)
-        for row in await self._store.run(lambda c: attempts.begin(c, still, replica)) if still else []:
+        self._run(replica, await self._store.run(lambda c: attempts.begin(c, still, replica)) if still else [])
+
+    def _run(self, replica: str, rows: Iterable[Row]) -> None:
+        """It is on disk that these run now."""
+        for row in rows:
             if held := self.holdings.named(row.id, replica):
                 held.begin(row)
             self._moved(row)
@@ -173,8 +176,13 @@ class Requests:
         return [begun for one in requests if (begun := self._just_begun.pop(one, None))]
 
     async def said(self, request: str, replica: str, attempt: int, at: int, lines: bytes) -> None:
-        """Keep what a running request has said, at its place in the attempt's log."""
-        await self._store.run(lambda c: attempts.held_by(c, request, replica, attempt))
+        """Keep what a running request has said, at its place in the attempt's log. Who hears it finds that it runs."""
+
+        def begin(connection: sqlite3.Connection) -> list[Row]:
+            attempts.held_by(connection, request, replica, attempt)
+            return attempts.begin(connection, [Begun(id=request, attempt=attempt)], replica)
+
+        self._run(replica, await self._store.run(begin))
         if held := self.holdings.named(request, replica):
             held.quiet = False
         await asyncio.to_thread(request_log.write, self.files.log(request, attempt), at, lines)
@@ -241,7 +249,7 @@ class Requests:
         for found in taken:
             self._account(found)
             self._moved(found.row)
-        await self._fail_hopeless({found.row.pool for found in taken})
+        await self.hopeless.fail({found.row.pool for found in taken})
 
     async def expire(self) -> None:
         """End what has waited for too long."""
@@ -249,33 +257,6 @@ class Requests:
         old = self._backlog.older(limit)
         for row in await self._store.run(lambda c: expire(c, old, limit)) if old else []:
             self._moved(row)
-
-    async def forget_old(self) -> None:
-        """Forget what ended more than `Config.keep` ago: its row, its story, its result and its log.
-
-        What ended a while ago goes out of the database's way.
-        """
-        await self.results.settle(time.time() - _SETTLE)
-        before, datasets = time.time() - self._config.keep, self._config.places.datasets
-        while rows := await self._store.run(lambda c: forget(c, before, datasets)):
-            for row in rows:
-                if row.state == _Q.COMPLETED:
-                    self._room.give(row)
-            await asyncio.to_thread(self.files.remove, rows)
-        await self._store.run(lambda c: forget_stories(c, before))
-
-    async def fail_hopeless(self, pool: str) -> None:
-        """Fail all that waits for `pool`, if no replica of it will ever take it."""
-        await self._fail_hopeless([pool])
-
-    async def fail_other_models(self, pool: str, model: ModelIdentity) -> None:
-        """Fail what waits for `pool` and was made for another model than the one that it turned out to hold."""
-        await self._fail(pool, lambda row: fingerprint_error(pool, model, row.fingerprint))
-
-    async def fail_too_long(self, pool: str) -> None:
-        """Fail what waits for `pool` and needs more than a replica can give, now that a replica has loaded."""
-        longest = self._pools.longest(pool)
-        await self._fail(pool, lambda row: needs_error(pool, row.needs, longest))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -348,11 +329,7 @@ class Requests:
         """It is on disk that an attempt has ended."""
         self._clear(end.row)
         if end.usage is not None and end.row.state == _Q.COMPLETED:
-            self._room.take(end.row)
-        lacks, user = self._room.lacks(end.row.user), end.row.user
-        for row in await self._store.run(lambda c: remove_oldest(c, user, lacks)) if lacks else []:
-            self._room.give(row)
-            self.files.result(row.id, row.attempt).unlink(missing_ok=True)
+            await self.results.keep(end.row)
 
     def _account(self, end: attempts.End, seconds: float | None = None) -> None:
         """An attempt has ended; `seconds` are what it has cost, where it is known of a whole one."""
@@ -367,19 +344,6 @@ class Requests:
             cause = EndCause.WALLTIME
         longest, company = self._pools.longest(row.pool), held.share < 1
         return Loss(why, cause, self._config.attempts, longest, self._listened, company)
-
-    async def _fail_hopeless(self, pools: Iterable[str]) -> None:
-        for pool in pools:
-            if refusal := self._pools.refusal(pool):
-                await self._fail(pool, lambda _, refusal=refusal: refusal)  # type: ignore[misc]  # mypy knows no such default
-
-    async def _fail(self, pool: str, reason: Callable[[Row], HpcError | None]) -> None:
-        def fail(connection: sqlite3.Connection) -> list[Row]:
-            waiting = [(row, reason(row)) for row in table.select(connection, "state = 'QUEUED' AND pool = ?", pool)]
-            return [refuse(connection, row, error) for row, error in waiting if error]
-
-        for row in await self._store.run(fail):
-            self._moved(row)
 
     def _back(self, request: str, row: Row | None) -> None:
         """What was done with it did not come to the disk, where it is as in `row`."""

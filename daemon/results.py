@@ -1,4 +1,7 @@
-"""Where the results of requests lie: small ones beside their rows at first, all others, and old ones, in files."""
+"""The results that are kept: small ones beside their rows at first, all others, and old ones, in files.
+
+A user's oldest ones make room for new ones.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nnsight_hpc.daemon import small, table
+from nnsight_hpc.daemon.room import Room, remove_oldest
 from nnsight_hpc.wire.files import write_atomically
 
 if TYPE_CHECKING:
@@ -22,10 +26,31 @@ _AT_ONCE = 200
 
 
 class Results:
-    """Moves results from the database to files."""
+    """All results.
 
-    def __init__(self, store: Store, files: RequestFiles) -> None:
-        self._store, self._files = store, files
+    Parameters
+    ----------
+    most
+        Bytes of one user's.
+    """
+
+    def __init__(self, store: Store, files: RequestFiles, most: int) -> None:
+        self._store, self._files, self._room = store, files, Room(most)
+
+    async def load(self) -> None:
+        await self._store.run(self._room.load)
+
+    async def keep(self, row: Row) -> None:
+        """A request has completed: where its user has too much now, his oldest results go."""
+        self._room.take(row)
+        lacks = self._room.lacks(row.user)
+        for old in await self._store.run(lambda c: remove_oldest(c, row.user, lacks)) if lacks else []:
+            self._room.give(old)
+            self._files.result(old.id, old.attempt).unlink(missing_ok=True)
+
+    def forgotten(self, row: Row) -> None:
+        """A completed request is forgotten."""
+        self._room.give(row)
 
     async def in_file(self, row: Row) -> Path:
         """The file with the result of a completed request."""

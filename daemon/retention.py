@@ -1,23 +1,50 @@
-"""Requests that ended long ago are forgotten, with their stories, within a transaction of the caller."""
+"""Requests that ended long ago are forgotten, with their stories, results and logs."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from nnsight_hpc.daemon import table
 from nnsight_hpc.storage import dataset_folder
+from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
     import sqlite3
     from pathlib import Path
 
+    from nnsight_hpc.daemon.config import Config
+    from nnsight_hpc.daemon.request_files import RequestFiles
+    from nnsight_hpc.daemon.results import Results
+    from nnsight_hpc.daemon.store import Store
     from nnsight_hpc.daemon.table import Row
 
 _AT_ONCE = 500
 """Requests in one transaction, so that those who wait for the database do not wait long."""
+_SETTLE = 3600.0
+"""Seconds after which a small result goes from the database, which the next daemon copies, to a file."""
 _OLD = "ended > 0 AND ended < ?"
+
+
+class Retention:
+    """Forgets what ended more than `Config.keep` ago."""
+
+    def __init__(self, store: Store, results: Results, files: RequestFiles, config: Config) -> None:
+        self._store, self._results, self._files, self._config = store, results, files, config
+
+    async def forget_old(self) -> None:
+        """Forget rows, stories, results and logs; what ended a while ago goes out of the database's way."""
+        await self._results.settle(time.time() - _SETTLE)
+        before, datasets = time.time() - self._config.keep, self._config.places.datasets
+        while rows := await self._store.run(lambda c: forget(c, before, datasets)):
+            for row in rows:
+                if row.state == RequestState.COMPLETED:
+                    self._results.forgotten(row)
+            await asyncio.to_thread(self._files.remove, rows)
+        await self._store.run(lambda c: forget_stories(c, before))
 
 
 def forget(connection: sqlite3.Connection, before: float, datasets: Path) -> list[Row]:

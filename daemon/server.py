@@ -211,7 +211,7 @@ class _Daemon:
     async def _forget_old(self, parts: Parts) -> None:
         while True:
             with suppress(HpcError, OSError):
-                await parts.requests.forget_old()
+                await parts.requests.retention.forget_old()
             await asyncio.sleep(min(_FORGET_EVERY, self._config.keep))
 
     def _stop(self, workers: bool) -> None:

@@ -157,7 +157,7 @@ class WorkersApi:
             ends=replica.status.ends or report.ends,  # what the batch system has said since is newer
         )
         if report.state.serves and not replica.served:  # how long a load takes is known now
-            await self._requests.fail_too_long(replica.spec.name)
+            await self._requests.hopeless.fail_too_long(replica.spec.name)
         pool = self._pools.get(replica.spec.name)
         if report.model is not None and pool.model != report.model and same_job(replica, pool):
             await self._learn_model(replica, report)
@@ -167,7 +167,7 @@ class WorkersApi:
         """Now that the pool's weights are known, requests that were made for others cannot wait for it any longer."""
         pool = await self._pools.change_pool(replica.spec.name, model=report.model)
         assert pool.model is not None
-        await self._requests.fail_other_models(pool.spec.name, pool.model)
+        await self._requests.hopeless.fail_other_models(pool.spec.name, pool.model)
 
     async def _lease(self, request: web.Request) -> web.Response:
         """Waits for requests of the pool; none is given to a connection that was closed in the meantime."""
