@@ -50,24 +50,26 @@ class Arrivals:
         """
         said, lock = self._checked(http, request)
         async with lock:
-            accepted = await self._take_into_file(http, request, said, describe)
+            accepted = await self._take_into_file(http, request, said, describe, waits=True)
         return await accepted.durable
 
-    async def begin(self, http: web.Request, request: str, describe: _Describe) -> Accepted:
-        """As `receive`, before it is on disk; the bytes of a small one are kept with its row."""
+    async def begin(self, http: web.Request, request: str, describe: _Describe, *, waits: bool) -> Accepted:
+        """As `receive`, before it is on disk; the bytes of a small one are kept with its row. `waits`: its sender, for that."""
         said, lock = self._checked(http, request)
         async with lock:
             most = min(SMALL_FRAME, self._config.frame_bytes)
             if http.content_length is not None and http.content_length <= most:
-                return await self._take_small(http, request, said, describe)
-            return await self._take_into_file(http, request, said, describe)
+                return await self._take_small(http, request, said, describe, waits=waits)
+            return await self._take_into_file(http, request, said, describe, waits=waits)
 
     def _checked(self, http: web.Request, request: str) -> tuple[str, asyncio.Lock]:
         """The digest that its sender gives it, if any, and what is held while it comes in."""
         check_request_id(request)
         return _said_digest(http), self._locks.setdefault(request, asyncio.Lock())
 
-    async def _take_small(self, http: web.Request, request: str, said: str, describe: _Describe) -> Accepted:
+    async def _take_small(
+        self, http: web.Request, request: str, said: str, describe: _Describe, *, waits: bool
+    ) -> Accepted:
         body = await http.read()
         digest = said or hashlib.sha256(body).hexdigest()
         try:
@@ -76,18 +78,20 @@ class Arrivals:
             if known := await self._views.find(request):
                 return _again(known, http["user"], digest)
             raise
-        accepted = await self._requests.accept(msgspec.structs.replace(new, digest=digest, frame=body))
+        accepted = await self._requests.accept(msgspec.structs.replace(new, digest=digest, frame=body), waits=waits)
         _check_same(accepted.row, http["user"], digest)
         return accepted
 
-    async def _take_into_file(self, http: web.Request, request: str, said: str, describe: _Describe) -> Accepted:
+    async def _take_into_file(
+        self, http: web.Request, request: str, said: str, describe: _Describe, *, waits: bool
+    ) -> Accepted:
         if known := await self._views.find(request):
             computed = await skip_body(http)
             return _again(known, http["user"], said or computed)
         path = self._requests.files.request(request)
         try:
             new, computed = await store_body(http, path, self._config.frame_bytes, describe)
-            return await self._requests.accept(msgspec.structs.replace(new, digest=said or computed))
+            return await self._requests.accept(msgspec.structs.replace(new, digest=said or computed), waits=waits)
         except _REFUSALS:  # any other error may come after the row was written
             path.unlink(missing_ok=True)
             raise

@@ -95,9 +95,12 @@ class Requests:
 
     # -- for people ----------------------------------------------------------------------------------------------
 
-    async def accept(self, new: NewRequest) -> Accepted:
-        """Queue a request; its row then, which is not on disk yet. The same id again changes nothing."""
-        work = self._ahead.start(lambda c: enqueue(c, new, self._config), [new.id])
+    async def accept(self, new: NewRequest, *, waits: bool = True) -> Accepted:
+        """Queue a request; its row then, which is not on disk yet. The same id again changes nothing.
+
+        `waits`: its sender waits for that, and not for its end.
+        """
+        work = self._ahead.start(lambda c: enqueue(c, new, self._config), [new.id], waits=waits)
         row = await work.done
         self._announce(row)
         await self.hopeless.fail([row.pool])  # the pool may have gone down in the meantime

@@ -50,7 +50,7 @@ class RequestsApi:
         ]
 
     async def _put(self, request: web.Request) -> web.Response:
-        accepted = await self._begin(request)
+        accepted = await self._begin(request, waits=True)
         return answer(self._views.status_of(await accepted.durable))
 
     async def _run(self, request: web.Request) -> web.Response:
@@ -61,7 +61,7 @@ class RequestsApi:
         """
         name, wait = request.match_info["id"], number(request, "wait", default=0, most=LONGEST_WAIT)
         news = self._views.news(name)
-        accepted = await self._begin(request)
+        accepted = await self._begin(request, waits=False)
         if not accepted.row.state.ended:
             with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), wait)
@@ -72,7 +72,7 @@ class RequestsApi:
             log, result = await self._views.answer(name)
         return web.Response(body=pack(encode(log), result), content_type=FRAME)
 
-    async def _begin(self, request: web.Request) -> Accepted:
+    async def _begin(self, request: web.Request, *, waits: bool) -> Accepted:
         """Have a request queued; as it is then, or as it is where it has been sent before."""
         received, needs = time.time(), needs_of(request)
         priority, exclusive = priority_of(request), request.query.get("exclusive") == "1"
@@ -105,7 +105,7 @@ class RequestsApi:
                 tokens=batch.tokens if batch else 0,
             )
 
-        return await self._arrivals.begin(request, request.match_info["id"], describe)
+        return await self._arrivals.begin(request, request.match_info["id"], describe, waits=waits)
 
     async def _list(self, request: web.Request) -> web.Response:
         user, limit = None if request["owner"] else request["user"], listed(request)

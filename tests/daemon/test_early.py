@@ -57,7 +57,7 @@ class Queue:
 
     async def accept(self, name: str):
         new = NewRequest(id=name, kind="run", pool="p", user="u", received=1.0, frame=b"the frame")
-        return await self.requests.accept(new)
+        return await self.requests.accept(new, waits=False)
 
     async def lease(self, replica: str) -> Lease:
         [lease] = await self.requests.lease("p", replica)
