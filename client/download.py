@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import google_crc32c
 
+from nnsight_hpc.storage.checksums import crc32c_of
 from nnsight_hpc.storage.shards import disk_errors
 from nnsight_hpc.wire.errors import CorruptData
 from nnsight_hpc.wire.files import sync_folder
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from nnsight_hpc.wire.http import HttpClient
     from nnsight_hpc.wire.messages import DatasetFile
 
-_BLOCK = 4 << 20
 _TRIES = 2
 """What an earlier run has left may be damaged, so that all is brought once more; then it is damaged over there."""
 
@@ -37,7 +37,7 @@ def is_there(target: Path, file: DatasetFile) -> bool:
     if not target.is_file() or target.stat().st_size != file.size:
         return False
     with target.open("rb") as existing:
-        return _crc32c(existing) == file.crc32c
+        return crc32c_of(existing.fileno()) == file.crc32c
 
 
 def bytes_there(target: Path) -> int:
@@ -84,8 +84,7 @@ def _complete(client: HttpClient, url: str, partial: Path, file: DatasetFile, ta
     with partial.open("a+b", buffering=0) as output:
         if partial.stat().st_size > file.size:
             output.truncate(0)
-        output.seek(0)
-        checksum, length = _crc32c(output), output.tell()
+        checksum, length = crc32c_of(output.fileno()), os.fstat(output.fileno()).st_size
         tally.found(length)
 
         def write(block: bytes) -> None:
@@ -113,11 +112,3 @@ def _write_all(output: BinaryIO, block: bytes) -> None:
     view = memoryview(block)
     while view:
         view = view[output.write(view) :]
-
-
-def _crc32c(file: BinaryIO) -> int:
-    """The CRC-32C of a file from where it stands to its end."""
-    checksum = 0
-    while block := file.read(_BLOCK):
-        checksum = google_crc32c.extend(checksum, block)
-    return checksum

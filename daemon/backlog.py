@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nnsight_hpc.daemon.queues import Queue, Waiting
 from nnsight_hpc.daemon.table import waits
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from nnsight_hpc.daemon.table import Row
 
 HELD = (RequestState.LEASED, RequestState.RUNNING)
+
+
+class Counts(NamedTuple):
+    """How many requests wait for a pool and run for it."""
+
+    queued: int
+    running: int
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,14 @@ class Backlog:
     def queue(self, pool: str) -> Queue:
         return self._queues[pool]
 
-    def counts(self, pool: str) -> tuple[int, int]:
+    def counts(self, pool: str) -> Counts:
         """How many wait and run, without a look at each of them."""
-        return len(self._queues[pool]), self._running[pool]
+        return Counts(len(self._queues[pool]), self._running[pool])
 
     def demand(self, pool: str) -> Demand:
-        queue = self._queues[pool]
-        return Demand(len(queue), self._running[pool], min((one.since for one in queue.waiting()), default=None))
+        """As `counts`, with a look at all that waits."""
+        oldest = min((one.since for one in self._queues[pool].waiting()), default=None)
+        return Demand(*self.counts(pool), oldest)
 
     def pools(self) -> list[str]:
         """Those for which something waits."""

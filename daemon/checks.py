@@ -111,7 +111,7 @@ def _jobs(parts: Parts) -> str:
 def _pool(parts: Parts, name: str) -> Check:
     """Whether the pool serves, or why not."""
     link = f"pool {name}"
-    status = parts.pools.status(name, parts.requests.demand(name).queued)
+    status = parts.pools.status(name, parts.requests.counts(name).queued)
     serving = [f"{one.id} on {one.host or 'an unknown host'}" for one in status.replicas if one.state.serves]
     if serving:
         return Check(link=link, finding=Finding.WORKS, found=f"served by {', '.join(serving)}")

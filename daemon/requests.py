@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from nnsight_hpc.daemon.attempts import Given
-    from nnsight_hpc.daemon.backlog import Demand
+    from nnsight_hpc.daemon.backlog import Counts, Demand
     from nnsight_hpc.daemon.changes import Changes
     from nnsight_hpc.daemon.config import Config
     from nnsight_hpc.daemon.holdings import Held
@@ -89,7 +89,7 @@ class Requests:
         """What is asked of a pool just now."""
         return self._backlog.demand(pool)
 
-    def counts(self, pool: str) -> tuple[int, int]:
+    def counts(self, pool: str) -> Counts:
         """How many wait and run for a pool."""
         return self._backlog.counts(pool)
 

@@ -33,19 +33,19 @@ class FileSum(msgspec.Struct, frozen=True):
     crc32c: str
 
 
-def crc32c_of(file: int, *, checksum: int = 0, offset: int = 0) -> str:
+def crc32c_of(file: int, *, checksum: int = 0, offset: int = 0) -> int:
     """The crc32c of all bytes of an open file, read in blocks by position; `checksum` is that of the first `offset`."""
     while block := os.pread(file, _BLOCK_BYTES, offset):
         checksum = google_crc32c.extend(checksum, block)
         offset += len(block)
-    return f"{checksum:08x}"
+    return checksum
 
 
 def file_sum(root: Path, path: str) -> FileSum:
     """Size and checksum of the file at `path` below `root`, as they are now."""
     descriptor = os.open(root / path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return FileSum(path, os.fstat(descriptor).st_size, crc32c_of(descriptor))
+        return FileSum(path, os.fstat(descriptor).st_size, f"{crc32c_of(descriptor):08x}")
     finally:
         os.close(descriptor)
 

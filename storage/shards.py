@@ -132,7 +132,7 @@ class ShardWriter:
             path=self._planned.path,
             rows=(self._planned.start, self._planned.stop),
             bytes=os.fstat(self._file).st_size,
-            crc32c=checksum,
+            crc32c=f"{checksum:08x}",
             slice=slice_number,
             writer=writer,
             time=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ import click
 
 from nnsight_hpc.client.app import App, HpcGroup, note, pass_app
 from nnsight_hpc.client.commands.dumps import cancel, pause, repair, resume, status, verify
+from nnsight_hpc.client.commands.sending_options import NEEDS, PRIORITY
 from nnsight_hpc.client.completion import pool_names
 from nnsight_hpc.client.dumps import fetch_plan, send_dump
 from nnsight_hpc.client.patience import WHILE_WAITING
@@ -18,7 +19,7 @@ from nnsight_hpc.client.tables import Table, duration, print_blocks, size
 from nnsight_hpc.client.waiting import check_completed, wait_for_request
 from nnsight_hpc.client.words import dump_words
 from nnsight_hpc.storage.corpus import read_corpus
-from nnsight_hpc.wire.messages import PRIORITIES, DatasetStatus, DumpPlan, DumpSpec, RequestStatus
+from nnsight_hpc.wire.messages import DatasetStatus, DumpPlan, DumpSpec, RequestStatus
 from nnsight_hpc.wire.names import check_name
 
 if TYPE_CHECKING:
@@ -86,15 +87,8 @@ for verb in (status, pause, resume, cancel, verify, repair):
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing: say what would be written, and how long it would take.")
 @click.option("--no-wait", is_flag=True, help="Return when the request is accepted.")
-@click.option(
-    "--needs", metavar="DURATION", help="How long it runs at least, as 10m: no worker with less left takes it."
-)
-@click.option(
-    "--priority",
-    type=click.IntRange(PRIORITIES[0], PRIORITIES[-1]),
-    default=0,
-    help="Of your own requests the larger goes first.  [default: 0]",
-)
+@NEEDS
+@PRIORITY
 @click.option(
     "--idempotency-key",
     metavar="TEXT",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nnsight_hpc.client.app import App, command, note, pass_app
+from nnsight_hpc.client.commands.sending_options import NEEDS, PRIORITY
 from nnsight_hpc.client.completion import pool_names, request_ids, waiting_requests
 from nnsight_hpc.client.patience import WHILE_WAITING
 from nnsight_hpc.client.results import fetch_result
@@ -19,7 +20,7 @@ from nnsight_hpc.client.waiting import check_completed, wait_for_request
 from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.frames import pack, unpack
-from nnsight_hpc.wire.messages import PRIORITIES, RequestStatus, decode
+from nnsight_hpc.wire.messages import RequestStatus, decode
 from nnsight_hpc.wire.names import check_request_id
 
 if TYPE_CHECKING:
@@ -50,16 +51,9 @@ _NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
     "--pool", metavar="NAME", shell_complete=pool_names, help="The pool; else the one that holds the graph's model."
 )
 @click.option("--input", "tensors", type=_FILE, metavar="FILE", help="The graph's tensor constants, as safetensors.")
-@click.option(
-    "--needs", metavar="DURATION", help="How long it runs at least, as 10m: no worker with less left takes it."
-)
+@NEEDS
 @click.option("--exclusive", is_flag=True, help="Share no forward with other requests.")
-@click.option(
-    "--priority",
-    type=click.IntRange(PRIORITIES[0], PRIORITIES[-1]),
-    default=0,
-    help="Of your own requests the larger goes first.  [default: 0]",
-)
+@PRIORITY
 @click.option(
     "--idempotency-key",
     metavar="TEXT",

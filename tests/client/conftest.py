@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from nnsight_hpc.client.session import dataset_clients
 from nnsight_hpc.storage import CaptureSpec, DatasetWriter, Provenance, TokenTable
+from tests.client.dashboard import DashboardProcess, places_of
 from tests.client.server import Server
 from tests.client.sshd import Sshd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from nnsight_hpc.client.patience import PatientClient
+    from tests.daemon.process import DaemonProcess
 
 
 @pytest.fixture
@@ -75,3 +80,22 @@ def dataset(tmp_path: Path) -> Path:
                 opened.write(capture.name, opened.range.start, rows[opened.range.start : opened.range.stop])
     writer.finish()
     return path
+
+
+@pytest.fixture
+def clients(server: Server, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[PatientClient]]:
+    """Two streams to a daemon that has the dataset `acts`, which is worth several."""
+    monkeypatch.setattr("nnsight_hpc.client.fetch._WORTH_A_STREAM", 1)
+    server.datasets["acts"] = dataset
+    make = dataset_clients("local", patience=120)
+    clients = [make() for _ in range(2)]
+    yield clients
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def dashboard(daemon: DaemonProcess) -> Iterator[DashboardProcess]:
+    """The command on the `daemon` of a module, without a browser."""
+    with DashboardProcess("--no-browser", environment=places_of(daemon)) as dashboard:
+        yield dashboard

@@ -30,12 +30,6 @@ def daemon():
         daemon.stop()
 
 
-@pytest.fixture(scope="module")
-def dashboard(daemon):
-    with DashboardProcess("--no-browser", environment=places_of(daemon)) as dashboard:
-        yield dashboard
-
-
 def state(dashboard, seen: str = "") -> dict:
     status, _, body = dashboard.ask(f"state?seen={seen}")
     assert status == HTTPStatus.OK, body

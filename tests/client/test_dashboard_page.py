@@ -14,7 +14,7 @@ from nnsight_hpc.wire.errors import InvalidInput
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.states import ReplicaState
 from nnsight_hpc.wire.workers import Outcome
-from tests.client.dashboard import DashboardProcess, daemon_of_ones_own, folder_of, places_of
+from tests.client.dashboard import daemon_of_ones_own, folder_of
 from tests.daemon.process import Worker, send, wait_for
 
 HOSTILE = "<script>window.bad = 1</script><img src=x onerror='window.bad = 1'>"
@@ -26,12 +26,6 @@ def daemon():
     with daemon_of_ones_own() as daemon:
         yield daemon
         daemon.stop()
-
-
-@pytest.fixture(scope="module")
-def dashboard(daemon):
-    with DashboardProcess("--no-browser", environment=places_of(daemon)) as dashboard:
-        yield dashboard
 
 
 @pytest.fixture(scope="module")

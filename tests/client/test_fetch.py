@@ -9,22 +9,10 @@ import pytest
 
 from nnsight_hpc.client.fetch import fetch
 from nnsight_hpc.client.patience import PatientClient
-from nnsight_hpc.client.session import dataset_clients
 from nnsight_hpc.storage import ActivationDataset, convert_dataset
 from nnsight_hpc.wire.errors import Conflict, CorruptData, Denied, HpcError, InvalidInput, NotFound
 from nnsight_hpc.wire.messages import DatasetFile, RequestStatus
 from nnsight_hpc.wire.states import RequestState
-
-
-@pytest.fixture
-def clients(server, dataset, monkeypatch):
-    monkeypatch.setattr("nnsight_hpc.client.fetch._WORTH_A_STREAM", 1)
-    server.datasets["acts"] = dataset
-    make = dataset_clients("local", patience=120)
-    clients = [make() for _ in range(2)]
-    yield clients
-    for client in clients:
-        client.close()
 
 
 def content(folder):

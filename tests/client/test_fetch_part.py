@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 
 from nnsight_hpc.client.fetch_part import Wanted, fetch_part
-from nnsight_hpc.client.session import dataset_clients
 from nnsight_hpc.storage import ActivationDataset, convert_dataset
 from nnsight_hpc.wire.errors import CorruptData, InvalidInput, NotFound
 from tests.client.program import answer, call
 
 ONE, TWO = "model.layers.1.output", "model.layers.2.output"
 ROW = 16 * 4
-
-
-@pytest.fixture
-def clients(server, dataset, monkeypatch):
-    monkeypatch.setattr("nnsight_hpc.client.fetch._WORTH_A_STREAM", 1)
-    server.datasets["acts"] = dataset
-    make = dataset_clients("local", patience=120)
-    clients = [make() for _ in range(2)]
-    yield clients
-    for client in clients:
-        client.close()
 
 
 def asked_of(server, folder):

@@ -1,4 +1,4 @@
-"""A process that writes a dataset, and is killed in the middle of its second slice."""
+"""A process that writes a dataset, and is killed in the middle of its second slice; and who goes on with it."""
 
 import signal
 import subprocess
@@ -6,6 +6,10 @@ import sys
 import textwrap
 
 import numpy as np
+import pytest
+
+from nnsight_hpc.storage import ActivationDataset, DatasetWriter
+from nnsight_hpc.wire.errors import Conflict
 
 _WRITER = """
     import sys, time
@@ -33,3 +37,14 @@ def write_until_killed(path, rows):
         assert process.stdout.readline().strip() == "stalled"
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
+
+
+def finish_killed(path, write_slice, data):
+    """Write what `write_until_killed` has left; the dataset is refused until then, and its first slice stands."""
+    with pytest.raises(Conflict, match="not complete"):
+        ActivationDataset(path)
+    writer = DatasetWriter(path)
+    assert [part.number for part in writer.pending()] == [1, 2]
+    for part in writer.pending():
+        write_slice(writer, part.number, data)
+    writer.finish()

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnsight_hpc.storage import ActivationDataset, DatasetWriter, list_files, read_manifest, verify_files
+from nnsight_hpc.storage import ActivationDataset, list_files, read_manifest, verify_files
 from nnsight_hpc.storage.hdf5 import create_rows_file
 from nnsight_hpc.storage.layout import ArrayLayout
 from nnsight_hpc.storage.schema import LOGICAL_DTYPES
 from nnsight_hpc.storage.shards import disk_errors
-from nnsight_hpc.wire.errors import Conflict, CorruptData, HpcError, Incompatible
-from tests.storage.killed_writer import write_until_killed
+from nnsight_hpc.wire.errors import CorruptData, HpcError, Incompatible
+from tests.storage.killed_writer import finish_killed, write_until_killed
 
 
 def _shards(path):
@@ -130,13 +130,7 @@ def test_a_killed_writer_leaves_files_that_hdf5_opens_and_is_resumed_to_identica
     with h5py.File(partial, "r") as file:
         assert file["rows"].shape == (1024, 64)
     assert not (path / "index.h5").exists()
-    with pytest.raises(Conflict, match="not complete"):
-        ActivationDataset(path)
-    writer = DatasetWriter(path)
-    assert [part.number for part in writer.pending()] == [1, 2]
-    for part in writer.pending():
-        write_slice(writer, part.number, data)
-    writer.finish()
+    finish_killed(path, write_slice, data)
     unbroken = write_dataset(tmp_path / "unbroken.hdf5", data, **options)
     assert list(path.rglob("*.partial")) == []
     assert _shards(unbroken.path) == _shards(path)

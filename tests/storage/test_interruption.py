@@ -7,9 +7,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from nnsight_hpc.storage import ActivationDataset, DatasetWriter
+from nnsight_hpc.storage import ActivationDataset
 from nnsight_hpc.wire.errors import Conflict, HpcError
-from tests.storage.killed_writer import write_until_killed
+from tests.storage.killed_writer import finish_killed, write_until_killed
 
 
 def _shard_bytes(path):
@@ -28,13 +28,7 @@ def test_a_writer_killed_in_the_middle_of_a_slice_is_resumed_to_identical_bytes(
 
     assert len(list((path / "activations/x").glob("c.2.0.*.partial"))) == 1  # a full shard of an unfinished slice
     assert sorted(f.name for f in (path / "activations/x").glob("c.*") if f.suffix != ".partial") == ["c.0.0", "c.1.0"]
-    with pytest.raises(Conflict, match="not complete"):
-        ActivationDataset(path)
-    writer = DatasetWriter(path)
-    assert [part.number for part in writer.pending()] == [1, 2]
-    for part in writer.pending():
-        write_slice(writer, part.number, data)
-    writer.finish()
+    finish_killed(path, write_slice, data)
 
     unbroken = write_dataset(tmp_path / "unbroken.zarr", data, **options)
     assert list(path.rglob("*.partial")) == []

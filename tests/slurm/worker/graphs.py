@@ -63,3 +63,13 @@ def dump_frame(documents: list[str], captures: tuple[str, ...], name: str = "set
 def _frame(builder: GraphBuilder, saves: dict[str, int], tensors: dict[str, torch.Tensor]) -> bytes:
     graph = builder.build(saves, ModelIdentity(id="tiny"))
     return pack(graph.to_json().encode(), save_tensors(tensors))
+
+
+WRONG = [
+    (lambda: operation_frame("torch.load", "/etc/passwd"), "InvalidGraph", "torch.load"),
+    (lambda: capture_frame("model.layers.9"), "InvalidGraph", "model.layers.9"),
+    (lambda: operation_frame("torch.zeros", [1 << 50]), "InvalidGraph", "memory"),
+    (lambda: operation_frame("operator.truediv", 1, 0), "ExecutionFailed", "division by zero"),
+    (lambda: capture_frame()[:-30], "InvalidInput", "safetensors"),
+]
+"""Requests that cannot be run, of which kind their errors are, and what these say."""

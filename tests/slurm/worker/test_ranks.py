@@ -26,7 +26,7 @@ from nnsight_hpc.wire.places import Places, places_at
 from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.workers import EndRecord, Orders
 from tests.rest import shares_at_rest
-from tests.slurm.worker.graphs import IDS, capture_frame, dump_frame, operation_frame, sampled_frame, talking_frame
+from tests.slurm.worker.graphs import IDS, WRONG, capture_frame, dump_frame, sampled_frame, talking_frame
 from tests.slurm.worker.stand_in import StandIn, wait_for
 
 if TYPE_CHECKING:
@@ -154,16 +154,7 @@ def test_a_result_is_that_of_one_process(resident, hidden):
     torch.testing.assert_close(unpack_values(resident.daemon.result(request))["hidden"], hidden, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("frame", "kind", "said"),
-    [
-        (lambda: operation_frame("torch.load", "/etc/passwd"), "InvalidGraph", "torch.load"),
-        (lambda: capture_frame("model.layers.9"), "InvalidGraph", "model.layers.9"),
-        (lambda: operation_frame("torch.zeros", [1 << 50]), "InvalidGraph", "memory"),
-        (lambda: operation_frame("operator.truediv", 1, 0), "ExecutionFailed", "division by zero"),
-        (lambda: capture_frame()[:-30], "InvalidInput", "safetensors"),
-    ],
-)
+@pytest.mark.parametrize(("frame", "kind", "said"), WRONG)
 def test_what_is_wrong_with_a_request_is_its_own_error(resident, hidden, frame, kind, said):
     """A request that cannot run is one error, the same as in one process, and the next one is right on all ranks."""
     error = resident.daemon.outcome(resident.daemon.submit(frame())).error

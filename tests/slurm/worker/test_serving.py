@@ -15,7 +15,7 @@ from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.workers import Orders
 from tests.devices import DEVICE
 from tests.rest import shares_at_rest
-from tests.slurm.worker.graphs import IDS, capture_frame, dump_frame, operation_frame, talking_frame
+from tests.slurm.worker.graphs import IDS, WRONG, capture_frame, dump_frame, operation_frame, talking_frame
 from tests.slurm.worker.stand_in import wait_for
 
 
@@ -67,14 +67,10 @@ def test_a_result_equals_a_plain_hook(resident, hidden):
 @pytest.mark.parametrize(
     ("frame", "kind", "said"),
     [
-        (lambda: operation_frame("torch.load", "/etc/passwd"), "InvalidGraph", "torch.load"),
-        (lambda: capture_frame("model.layers.9"), "InvalidGraph", "model.layers.9"),
-        (lambda: operation_frame("torch.zeros", [1 << 50]), "InvalidGraph", "memory"),
-        (lambda: operation_frame("operator.truediv", 1, 0), "ExecutionFailed", "division by zero"),
+        *WRONG,
         (lambda: b"\xff" * 100, "InvalidInput", "frame"),
         (lambda: pack(b"{}"), "InvalidGraph", "format"),
         (lambda: pack(b'{"format"', b"\x00" * 20), "InvalidGraph", "JSON"),
-        (lambda: capture_frame()[:-30], "InvalidInput", "safetensors"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_its_own_error(resident, hidden, frame, kind, said):
