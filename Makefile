@@ -27,9 +27,9 @@ test-tp: $(VENV)/dev ## of these the tests of the API on 2, 3 and 4 MPI ranks; p
 	tools/debian-packages
 	$(BIN)/python -m pytest -m ranks -n $(WORKERS) tests/oracle
 
-test-long: $(VENV)/dev ## what takes longer, seeded
+test-long: $(VENV)/dev ## what takes longer, and other examples of what is tested with drawn ones
 	tools/debian-packages
-	$(AS_ROOT) $(BIN)/python -m pytest -m long --timeout 3600
+	$(AS_ROOT) $(BIN)/python -m pytest -m "long or hypothesis" --hypothesis-profile search --timeout 3600
 
 test-gpu: $(VENV)/dev ## the tests of models and workers on this machine's GPU (exit code 5 and SKIPPED where there is none)
 	NNSIGHT_HPC_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/gpu

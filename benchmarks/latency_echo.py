@@ -23,7 +23,7 @@ from aiohttp import web
 
 from nnsight_hpc.client.bridge import relay
 from nnsight_hpc.daemon.certificate import server_context
-from nnsight_hpc.daemon.store import connect
+from nnsight_hpc.daemon.database import connect
 from nnsight_hpc.slurm.worker.link import dial
 from nnsight_hpc.wire.files import write_atomically
 from nnsight_hpc.wire.http import HttpClient

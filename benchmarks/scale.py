@@ -28,10 +28,11 @@ from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.backlog import Backlog
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
+from nnsight_hpc.daemon.database import connect, take_over
 from nnsight_hpc.daemon.holdings import Holdings
 from nnsight_hpc.daemon.pools import Pools
 from nnsight_hpc.daemon.scheduler import Scheduler
-from nnsight_hpc.daemon.store import Store, connect, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.places import places_at
@@ -145,14 +146,16 @@ def _lists(many: Crowd) -> Iterator[Figure]:
 
 
 def _decisions(database: Path) -> Iterator[Figure]:
-    """As if all were for one pool, so that all users wait in both cases; and as it is, with users in proportion."""
+    """What goes next: as if all were for one pool, so that all users wait in both cases; and as it is."""
     rows, pools = asyncio.run(_loaded(database))
-    for spread, of in (("one pool", [msgspec.structs.replace(row, pool="p0") for row in rows]), ("all pools", rows)):
-        few, all_of_them = (_decision(of[:count], pools) for count in (FEW, len(of)))
-        yield Figure(f"a decision, {spread}, {FEW} queued, us", 1e6 * few, None, "<=", "")
-        yield Figure(f"a decision, {spread}, {len(of)} queued, us", 1e6 * all_of_them, None, "<=", "")
-        if spread == "one pool":
-            yield Figure(f"a decision, {len(of)} / {FEW} queued", all_of_them / few, 2.0, "<=", f"{FEW} queued")
+    in_one = [msgspec.structs.replace(row, pool="p0") for row in rows]
+    for spread, of in (("one pool", in_one), (f"{len({row.pool for row in rows})} pools", rows)):
+        few, many = (_decision(of[:count], pools, 1) for count in (FEW, len(of)))
+        yield Figure(f"a decision over {spread}, {FEW} queued, us", 1e6 * few, None, "<=", "")
+        yield Figure(f"a decision over {spread}, {len(of)} queued, us", 1e6 * many, None, "<=", "")
+        yield Figure(f"a decision over {spread}, {len(of)} / {FEW}", many / few, 2.0, "<=", f"{FEW} queued")
+        company = _decision(of, pools, MOST)
+        yield Figure(f"with {MOST} to share a forward, {len(of)} queued, us", 1e6 * company, None, "<=", "")
 
 
 async def _loaded(database: Path) -> tuple[list[Row], Pools]:
@@ -166,7 +169,7 @@ async def _loaded(database: Path) -> tuple[list[Row], Pools]:
         await store.close()
 
 
-def _decision(rows: Sequence[Row], pools: Pools) -> float:
+def _decision(rows: Sequence[Row], pools: Pools, most: int) -> float:
     """Seconds that it takes to choose what a replica gets, the median over the pools for which something waits."""
     backlog = Backlog()
     for row in rows:
@@ -175,7 +178,7 @@ def _decision(rows: Sequence[Row], pools: Pools) -> float:
     for _ in range(_DECISIONS):
         for pool in backlog.pools():
             replica = pools.of(pool)[-1].id
-            times.append(_seconds(lambda pool=pool, replica=replica: scheduler.next(pool, replica, MOST, math.inf)))
+            times.append(_seconds(lambda pool=pool, replica=replica: scheduler.next(pool, replica, most, math.inf)))
     return statistics.median(times)
 
 

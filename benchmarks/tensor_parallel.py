@@ -6,7 +6,8 @@ have no goal.
 
 The model: a Llama of 110 million random float32 weights (12 layers, width 768), on one thread a rank, 64 tokens. One
 process, all ranks, and all ranks with the guard's words take turns in one run, as do forwards that read split and whole points.
-Four ranks on two cores cannot be faster than one process: they show that it works, and what waiting costs.
+Four ranks on two cores cannot be faster than one process: they show that it works, and what waiting costs. Eight requests of
+12 tokens, which read a point of every layer, run one by one and in one forward.
 
 Best of many, each way in turn, in the same ranks. ``--quick`` leaves four ranks out.
 """
@@ -37,6 +38,8 @@ _LLAMA = {
     "tie_word_embeddings": True,
 }
 _TOKENS = 64
+_OF_THE_LIMIT = 0.85
+"""How many times as many requests a second there are where some share a forward, of what the bare model gains by that."""
 
 
 def measure(quick: bool) -> Iterator[Figure]:
@@ -51,6 +54,7 @@ def measure(quick: bool) -> Iterator[Figure]:
             if ranks == 2:
                 yield from _guard(took, collectives["word"])
                 yield from _split_points(took)
+            yield from _shared_forwards(ranks, took)
 
 
 def _on_ranks(ranks: int, script: str, scratch: Path, *arguments: object) -> Any:
@@ -106,6 +110,20 @@ def _split_points(took: Any) -> Iterator[Figure]:
     yield Figure("a split point: rank 0 alone / all ranks", root / site, None, "<=", "")
     graphs = f"a mean of one in each of {took['layers']} layers"
     yield Figure("a graph that reads split points / whole ones", took["split"] / took["whole"], None, "<=", graphs)
+
+
+def _shared_forwards(ranks: int, took: Any) -> Iterator[Figure]:
+    def times(way: str) -> float:
+        return took[f"{way}, one by one"] / took[f"{way}, shared"]
+
+    name = f"{ranks} ranks, {took['requests']} requests in one forward"
+    yield Figure(f"{name} [times], the forwards alone", times("bare"), None, ">=", "one prompt in each")
+    for read in ("whole", "split"):
+        against = f"one by one: {1e3 * took[f'{read}, one by one']:.0f} ms"
+        yield Figure(f"{name} [times], {read} points", times(read), None, ">=", against)
+        yield Figure(
+            f"{name}, {read} points / limit", times(read) / times("bare"), _OF_THE_LIMIT, ">=", "the forwards alone"
+        )
 
 
 if __name__ == "__main__":

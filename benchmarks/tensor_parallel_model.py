@@ -19,6 +19,7 @@ import transformers
 
 from nnsight_hpc.execution import run_graph
 from nnsight_hpc.execution.fake_model import stand_in
+from nnsight_hpc.execution.together import Task, run_together
 from nnsight_hpc.graph import Graph, GraphBuilder, Ref, TensorRef
 from nnsight_hpc.models import load, module_tree
 from nnsight_hpc.parallel import Guard, World, form_group, join
@@ -27,11 +28,13 @@ from nnsight_hpc.parallel.view import ShardedView
 from nnsight_hpc.wire.messages import ModelIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 SITE = "mlp.down_proj"
 """Its input is split; the output of the block around it is whole."""
 TIMES = 20
+REQUESTS, WORDS = 8, 12
+"""That share a forward, or run one by one; with so many tokens each."""
 _NAP = 0.001
 
 
@@ -78,6 +81,26 @@ def gathers(view: ShardedView, local: torch.Tensor) -> dict[str, Callable[[], An
     }
 
 
+def requests(graphs: Mapping[str, Graph], part: torch.nn.Module, view: ShardedView) -> dict[str, Callable[[], Any]]:
+    """Each graph on several prompts, one by one and in one forward; and the bare model, without the head: no graph needs it."""
+    prompts = [torch.arange(n, n + WORDS)[None] for n in range(REQUESTS)]
+
+    def bare(*calls: torch.Tensor) -> None:
+        for ids in calls:
+            part.model(input_ids=ids, use_cache=False)
+
+    def one_by_one(tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            run_graph(task.graph, task.tensors, part, view=view)
+
+    ways = {"bare, one by one": partial(bare, *prompts), "bare, shared": partial(bare, torch.cat(prompts))}
+    for name, graph in graphs.items():
+        tasks = [Task(graph, {"ids": ids}, None, lambda _line, _source: None, None) for ids in prompts]
+        ways[f"{name}, one by one"] = partial(one_by_one, tasks)
+        ways[f"{name}, shared"] = partial(run_together, tasks, part, view=view)
+    return ways
+
+
 def main(answer: str, folder: str, tokens: str, seconds: str) -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -104,6 +127,7 @@ def main(answer: str, folder: str, tokens: str, seconds: str) -> None:
         "guarded": lambda: part(**inputs),
         **{name: partial(run_graph, graph, {"ids": ids}, part, view=view) for name, graph in graphs.items()},
         **{name: partial(repeated, way) for name, way in gathers(view, local).items()},
+        **requests(graphs, part, view),
     }
     together = {"unguarded": lambda: part(**inputs)}
     together |= {name: partial(guard.run, way) for name, way in guarded.items()}
@@ -112,7 +136,13 @@ def main(answer: str, folder: str, tokens: str, seconds: str) -> None:
     before = guard.progress.words
     together["guarded"]()
     words = guard.progress.words - before
-    counts = {"words": words, "layers": layers, "times": TIMES, "bytes": local.nbytes * world.size}
+    counts = {
+        "words": words,
+        "layers": layers,
+        "times": TIMES,
+        "bytes": local.nbytes * world.size,
+        "requests": REQUESTS,
+    }
     best = fastest(world, float(seconds), lambda: whole(**inputs), together)
     if world.rank == 0:
         Path(answer).write_text(json.dumps(best | counts))

@@ -4,8 +4,9 @@ A daemon and a worker of their own on the CPU, the model on one core, and client
 through its Unix socket, or each through an ssh of its own to an sshd of this machine; each sends its next request when it has
 the last one's result. Requests save a layer's output for a prompt of random words, all of 12 tokens, or of 9 to 16 (which share
 forwards only with their like). Recording is left out: it happens on the researcher's machine, and would take the worker's cores
-here. Sizes take turns, and figures are medians over rounds. The figure is docs/images/throughput.png; ``--quick`` measures
-less and draws none.
+here. The limit is what the forwards alone give: one prompt at a time against 16 in one, on one core; it is the machine's:
+6.2 on one, 2.3 on another. Sizes take turns, and figures are medians over rounds. The figure is docs/images/throughput.png;
+``--quick`` measures less and draws none.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from figures import Figure, main
+from transformers import AutoModelForCausalLM
 
 from nnsight_hpc.client.sending import request_path
 from nnsight_hpc.client.session import bridge_command, open_stream
@@ -52,8 +54,9 @@ IMAGE = Path(__file__).parents[1] / "docs" / "images" / "throughput.png"
 CLIENTS = (1, 4, 16, 64)
 LENGTHS = {"one length": (12, 12), "9 to 16 tokens": (9, 16)}
 SSH = ", by SSH"
-GOAL = 3.0
-"""Of 16 clients with prompts of one length; 6.2 is what the forwards alone would give, 5.5 would be good."""
+TOGETHER = 16
+GOAL, OF_THE_LIMIT = 3.0, 0.85
+"""Of 16 clients with prompts of one length: times one at a time, and the share of what the forwards alone give."""
 WORDS = 49_152
 SECONDS, ROUNDS = 8.0, 2
 _EACH = 3
@@ -79,7 +82,10 @@ def measure(quick: bool) -> Iterator[Figure]:
             _rate(https, (9, 16), 1.0)  # the first of each kind takes longer, and so do connections
         series = [("one length", ""), ("9 to 16 tokens", ""), *(("one length", way) for way in ways if way)]
         taken: dict[tuple[str, int], list[float]] = {}
+        limits, model = [], _bare_model()
         for _, (lengths, way), number in product(range(rounds), series, clients):
+            if number == 1:
+                limits.append(_limit(model))
             rate = _rate(lines[way][:number], LENGTHS[lengths], SECONDS / (1 + quick))
             taken.setdefault((lengths + way, number), []).append(rate)
         for http in chain.from_iterable(lines.values()):
@@ -90,8 +96,32 @@ def measure(quick: bool) -> Iterator[Figure]:
     for (name, number), rate in found.items():
         yield Figure(f"{name}, {number} clients [requests/s]", rate, None, ">=", "")
         if number > 1:
-            goal = GOAL if (name, number) == ("one length", 16) else None
+            goal = GOAL if (name, number) == ("one length", TOGETHER) else None
             yield Figure(f"{name}, {number} clients [times]", rate / found[name, 1], goal, ">=", "one at a time")
+    limit, alike = median(limits), found["one length", TOGETHER] / found["one length", 1]
+    yield Figure(f"forwards alone, {TOGETHER} prompts in one [times]", limit, None, ">=", "one prompt in each")
+    yield Figure(f"one length, {TOGETHER} clients / limit", alike / limit, OF_THE_LIMIT, ">=", "the forwards alone")
+
+
+def _bare_model() -> torch.nn.Module:
+    """The model as the worker has it, without the head, which no request needs."""
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(prepare(default_folder())).eval().model
+
+
+def _limit(model: torch.nn.Module) -> float:
+    """How many times as many prompts a second the bare model takes when they come together."""
+
+    def seconds(prompts: int) -> float:
+        ids = torch.randint(0, WORDS, (prompts, LENGTHS["one length"][0]))
+        begun = time.perf_counter()
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+        return time.perf_counter() - begun
+
+    pairs = [(seconds(1), seconds(TOGETHER)) for _ in range(5)]
+    alone, together = (median(each) for each in zip(*pairs, strict=True))
+    return TOGETHER * alone / together
 
 
 def _rate(clients: list[HttpClient], lengths: tuple[int, int], seconds: float) -> float:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from nnsight_hpc.daemon.queues import Queue, Waiting
+from nnsight_hpc.daemon.queues import Queue
 from nnsight_hpc.daemon.table import waits
+from nnsight_hpc.daemon.turns import Waiting
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
     from nnsight_hpc.daemon.table import Row
 
 HELD = (RequestState.LEASED, RequestState.RUNNING)
-
-
-class Counts(NamedTuple):
-    """How many requests wait for a pool and run for it."""
-
-    queued: int
-    running: int
 
 
 @dataclass(frozen=True)
@@ -33,51 +27,60 @@ class Demand:
 
 
 class Backlog:
-    """All requests that have not ended; `note` hears of each change of a state."""
+    """All requests that have not ended; `note` hears of each change of a state.
+
+    Attributes
+    ----------
+    users
+        How many wait of each user.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = defaultdict(Queue)
         self._held: dict[str, str] = {}
         self._running: Counter[str] = Counter()
+        self.users: Counter[str] = Counter()
 
     def note(self, row: Row) -> None:
-        self._queues[row.pool].remove(row.id)
+        self._remove(row.id, row.pool)
         self._not_held(row.id)
         if waits(row):
-            self._queues[row.pool].add(Waiting.of(row))
+            self.put_back(Waiting.of(row))
         elif row.state in HELD:
             self._held[row.id] = row.pool
             self._running[row.pool] += 1
 
     def forget(self, request: str) -> None:
         """There is no such request."""
-        for queue in self._queues.values():
-            queue.remove(request)
+        for pool in self._queues:
+            self._remove(request, pool)
         self._not_held(request)
 
     def _not_held(self, request: str) -> None:
         if pool := self._held.pop(request, None):
             self._running[pool] -= 1
 
+    def _remove(self, request: str, pool: str) -> None:
+        if one := self._queues[pool].remove(request):
+            self.users[one.user] -= 1
+
     def take(self, one: Waiting) -> None:
         """It is being given to a worker, and nobody else is to choose it."""
-        self._queues[one.pool].remove(one.id)
+        self._remove(one.id, one.pool)
 
     def put_back(self, one: Waiting) -> None:
-        """It could not be given."""
+        """It may be chosen (again)."""
+        self._remove(one.id, one.pool)
         self._queues[one.pool].add(one)
+        self.users[one.user] += 1
 
     def queue(self, pool: str) -> Queue:
         return self._queues[pool]
 
-    def counts(self, pool: str) -> Counts:
-        """How many wait and run, without a look at each of them."""
-        return Counts(len(self._queues[pool]), self._running[pool])
-
     def demand(self, pool: str) -> Demand:
-        """As `counts`, with a look at all that waits."""
-        oldest = min((one.since for one in self._queues[pool].waiting()), default=None)
-        return Demand(*self.counts(pool), oldest)
+        """What is asked of a pool just now."""
+        queue = self._queues[pool]
+        return Demand(len(queue), self._running[pool], queue.oldest)
 
     def pools(self) -> list[str]:
         """Those for which something waits."""
@@ -85,4 +88,4 @@ class Backlog:
 
     def older(self, moment: float) -> list[str]:
         """The ids of what has waited since before `moment`."""
-        return [one.id for queue in self._queues.values() for one in queue.waiting() if one.since < moment]
+        return [request for queue in self._queues.values() for request in queue.older(moment)]

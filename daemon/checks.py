@@ -74,8 +74,10 @@ def _home(home: Path, *, unseen: bool) -> str:
 
 def _apart(home: Path) -> float:
     """Seconds between the file server's clock and ours; raises `HpcError` where nothing can be written there."""
+    begun = time.time()
     try:
-        return abs(server_time(home) - time.time())
+        theirs = server_time(home)
+        return max(begun - theirs, theirs - time.time())  # whatever happened in between, it was within that time
     except OSError as error:
         raise HpcError(
             "the daemon's home cannot be written",
@@ -111,7 +113,7 @@ def _jobs(parts: Parts) -> str:
 def _pool(parts: Parts, name: str) -> Check:
     """Whether the pool serves, or why not."""
     link = f"pool {name}"
-    status = parts.pools.status(name, parts.requests.counts(name).queued)
+    status = parts.pools.status(name, parts.requests.demand(name).queued)
     serving = [f"{one.id} on {one.host or 'an unknown host'}" for one in status.replicas if one.state.serves]
     if serving:
         return Check(link=link, finding=Finding.WORKS, found=f"served by {', '.join(serving)}")

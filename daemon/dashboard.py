@@ -66,13 +66,13 @@ class DashboardView:
 
     def _pool(self, name: str) -> PoolView:
         status = self._pools.status(name)
-        queued, running = self._requests.counts(name)
+        demand = self._requests.demand(name)
         return PoolView(
             name=name,
             model=_line(status.spec.model),
             desired=status.desired,
-            queued=queued,
-            running=running,
+            queued=demand.queued,
+            running=demand.running,
             note=_line(_note(status)),
             replicas=tuple(_replica(one) for one in _shown(status)),
         )

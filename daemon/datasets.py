@@ -109,7 +109,7 @@ class DatasetsApi:
                 next=f"`nnsight-hpc cancel {row.id}` first",
             )
         await asyncio.to_thread(_remove, dataset_folder(self._folder, name))
-        await self._requests.forget_dataset(name)
+        await self._requests.retention.forget_dataset(name)
         return answer(status)
 
     async def _files(self, request: web.Request) -> web.Response:

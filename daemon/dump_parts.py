@@ -4,11 +4,18 @@ A dump is a request that one worker has, as any other. Replicas of its pool that
 it: a lease of the same bytes that owns nothing but the slices that it asks for, one after another. A part that ends, however
 it does, gives back the slice that it has begun; nothing of that touches the request, and none of this is stored: the slices
 are on disk, and after a daemon's end workers say what is written (`open`) and what they have begun (`hear`).
+
+Replicas are shared out among users as the queue is: who has had least is helped next. What a replica that writes will cost
+is not known, so it counts as a turn (`Scheduler.dues`). A replica that helps goes over to another user's dump at the end of
+a slice, where its own user would still have had more without it than the other one with it: so no work is lost, and it does
+not come back at once. What is lost is the time in which it makes the other corpus ready, so it has to have written for some
+times as long before (`_WORTH`).
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,17 +41,20 @@ if TYPE_CHECKING:
 
 PART = "part"
 """The kind of such a lease."""
+_WORTH = 10
+"""A replica that helps goes over to another dump after so many times the seconds that it took to begin with this one."""
 
 
 class _Dump:
     """A dump of which a worker has said what is written.
 
-    `helping` are the replicas that have a part of it, and `failed` those on which none could be run.
+    `helping` are the replicas that have a part of it or go over to it, with the seconds that each took to begin; `failed`
+    are those on which none could be run.
     """
 
     def __init__(self, row: Row, queue: SliceQueue) -> None:
         self.row, self.queue = row, queue
-        self.helping, self.failed = set[str](), set[str]()
+        self.helping, self.failed = dict[str, float](), set[str]()
 
 
 class DumpParts:
@@ -76,7 +86,7 @@ class DumpParts:
         else:
             self._dumps[row.id] = _Dump(row, SliceQueue(opened))
         if held.kind == PART:
-            self._dumps[row.id].helping.add(replica)
+            self._dumps[row.id].helping[replica] = time.time() - held.since
         self.note(await self._row(lease))  # it may have ended meanwhile
         self._wake(row)
 
@@ -96,8 +106,13 @@ class DumpParts:
             dump.queue.wrote(ask.written)
         if dump.queue.complete:
             self._wake(dump.row)
-            return SliceGiven(complete=True, leave=held.kind == PART, overflows=dict(dump.queue.overflows))
-        if held.kind == PART and (held.pause or self._is_wanted_elsewhere(held)):
+            overflows, padding = dict(dump.queue.overflows), dump.queue.padding
+            return SliceGiven(complete=True, leave=held.kind == PART, overflows=overflows, padding=padding)
+        if held.kind == PART and self._is_wanted_elsewhere(held):
+            return SliceGiven(leave=True)
+        if held.kind == PART and ask.written is not None and (other := self._next_for(held, dump)):
+            dump.helping.pop(replica, None)
+            other.helping[replica] = 0.0  # at once: those who ask in the same moment are not to go over, too
             return SliceGiven(leave=True)
         number = dump.queue.next(replica, ask.begun)
         return SliceGiven(slice=number, leave=number is None and held.kind == PART)
@@ -108,7 +123,7 @@ class DumpParts:
         if dump is None:
             return None
         part = _part(dump.row, replica)
-        dump.helping.add(replica)
+        dump.helping[replica] = 0.0
         self._holdings.take(part)
         lease = attempts.lease_of(attempts.Given(dump.row, b""), self._files, result_bytes)
         return msgspec.structs.replace(lease, id=part.id, kind=PART, attempt=part.attempt)
@@ -130,7 +145,7 @@ class DumpParts:
     def let_go(self, held: Held) -> None:
         """A worker holds a dump, or a part of one, no more: others may write what it had begun."""
         if dump := self._dumps.get(dump_of(held.id)):
-            dump.helping.discard(held.replica)
+            dump.helping.pop(held.replica, None)
             dump.queue.give_back(held.replica)
             self._wake(dump.row)
 
@@ -144,10 +159,12 @@ class DumpParts:
 
         It is given none of these dumps again.
         """
-        found = (self._holdings.find(part_id(dump, replica)) for dump in self._dumps)
-        parts = [part for part in found if part is not None]
-        for part in parts:
-            self.failed(part)
+        parts = []
+        for name, dump in self._dumps.items():
+            dump.helping.pop(replica, None)
+            if part := self._holdings.find(part_id(name, replica)):
+                self.failed(part)
+                parts.append(part)
         return parts
 
     # -- what people see -----------------------------------------------------------------------------------------
@@ -177,13 +194,40 @@ class DumpParts:
         return await self._store.run(lambda c: table.get(c, dump_of(lease)))
 
     def _to_help(self, pool: str, replica: str) -> _Dump | None:
-        """The oldest dump with slices that wait, of the user who has had least."""
+        """The oldest dump with slices that wait, of the user who is to have the next replica."""
         if self._roster.left(replica) <= SPARE:
             return None
-        open_dumps = [dump for dump in self._dumps.values() if dump.row.pool == pool and self._needs(dump, replica)]
-        user = self._scheduler.first_of(pool, {dump.row.user for dump in open_dumps})
-        mine = [dump for dump in open_dumps if dump.row.user == user]
-        return min(mine, key=lambda dump: dump.row.sequence, default=None)
+        dues = self._scheduler.dues(pool, self._writing(pool, replica))
+        needy = [dump for dump in self._of_pool(pool) if self._needs(dump, replica)]
+        able = [dump for dump in needy if not self._scheduler.is_barred(dump.row.user)]
+        return min(able, key=lambda dump: (dues[dump.row.user], dump.row.sequence), default=None)
+
+    def _next_for(self, part: Held, dump: _Dump) -> _Dump | None:
+        """Another user's dump that the part's replica is to help with from now on; None: it is to go on with this one."""
+        pool, user, replica = part.pool, part.user, part.replica
+        began = dump.helping.get(replica, 0.0)
+        if time.time() - part.since < (1 + _WORTH) * began or all(one.row.user == user for one in self._of_pool(pool)):
+            return None
+        other = self._to_help(pool, replica)
+        if other is None or other.row.user == user:
+            return None
+        writing = self._writing(pool, replica)
+        writing[other.row.user] += 1
+        dues = self._scheduler.dues(pool, writing)
+        return other if dues[user] > dues[other.row.user] else None
+
+    def _writing(self, pool: str, replica: str) -> Counter[str]:
+        """How many replicas write for each user who has a dump in the pool, beside this one."""
+        others = {one.id for one in self._roster.replicas(pool) if one.serves and one.id != replica}
+        writing: Counter[str] = Counter()
+        for dump in self._of_pool(pool):
+            own = self._holdings.find(dump.row.id)
+            writers = {*dump.helping, own.replica} if own else {*dump.helping}
+            writing[dump.row.user] += len(writers & others)
+        return writing
+
+    def _of_pool(self, pool: str) -> list[_Dump]:
+        return [dump for dump in self._dumps.values() if dump.row.pool == pool]
 
     def _needs(self, dump: _Dump, replica: str) -> bool:
         own = self._holdings.find(dump.row.id)
@@ -191,11 +235,11 @@ class DumpParts:
         return dump.queue.waiting > 0 and replica not in dump.failed and not stopped
 
     def _is_wanted_elsewhere(self, part: Held) -> bool:
-        """Whether something waits that the part's replica could run instead, or it is to end."""
+        """Whether this replica is the one that is to run what waits, or it is to end."""
         replica = self._roster.remembered(part.replica)
         if replica is None or self._roster.is_leaving(replica):
             return True
-        return self._scheduler.has_work(part.pool, part.replica)
+        return part.id in self._scheduler.gives_way(part.replica)
 
     def _wake(self, dump: Row) -> None:
         """There may be slices for those who wait: idle replicas, and the dump's own worker."""

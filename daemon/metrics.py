@@ -47,7 +47,7 @@ class Family(NamedTuple):
 def measure(parts: Parts) -> str:
     """All metrics of a daemon, as text."""
     requests = parts.requests
-    pools = [parts.pools.status(name, requests.counts(name).queued) for name in parts.pools.names()]
+    pools = [parts.pools.status(name, requests.demand(name).queued) for name in parts.pools.names()]
     hello = parts.hello
     about = {"version": hello.version, "executor": hello.executor, "host": hello.host, "epoch": str(hello.epoch)}
     return as_text(

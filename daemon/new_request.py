@@ -10,16 +10,16 @@ from nnsight_hpc.daemon import small, table
 from nnsight_hpc.daemon.refusals import check_dataset_is_free, check_own
 from nnsight_hpc.daemon.story import tell_of
 from nnsight_hpc.storage import dataset_folder
-from nnsight_hpc.wire.errors import Conflict
 from nnsight_hpc.wire.messages import DumpSpec
 from nnsight_hpc.wire.states import RequestState
 
 if TYPE_CHECKING:
     import asyncio
     import sqlite3
+    from pathlib import Path
 
-    from nnsight_hpc.daemon.config import Config
     from nnsight_hpc.daemon.table import Row
+    from nnsight_hpc.wire.errors import HpcError
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,20 +52,21 @@ class Accepted(NamedTuple):
     durable: asyncio.Future[Row]
 
 
-def enqueue(connection: sqlite3.Connection, new: NewRequest, config: Config) -> Row:
+def enqueue(connection: sqlite3.Connection, new: NewRequest, datasets: Path, refusal: HpcError | None) -> Row:
     """The row of a request that is queued now, or as it is where its id is known.
 
-    Raises `Conflict` where its user has too many in the queue, or its dataset is there already, and `Denied` where the id is
-    that of another user's request.
+    Raises `refusal`, if there is one, where it is not known, `Conflict` where its dataset is there already, and `Denied`
+    where the id is that of another user's request.
     """
     known = table.find(connection, new.id)
     if known is not None:
         check_own(f"request {new.id}", known.user, new.user)
         return known
-    _check_quota(connection, new.user, config.queued_per_user)
+    if refusal is not None:
+        raise refusal
     if new.dump is not None:
         last = table.of_dataset(connection, new.dump.name)
-        check_dataset_is_free(new.dump, last, dataset_folder(config.places.datasets, new.dump.name), new.user)
+        check_dataset_is_free(new.dump, last, dataset_folder(datasets, new.dump.name), new.user)
     row = table.insert(
         connection,
         id=new.id,
@@ -87,13 +88,3 @@ def enqueue(connection: sqlite3.Connection, new: NewRequest, config: Config) -> 
         small.keep_body(connection, row, new.frame)
     tell_of(connection, row, f"queued for pool {row.pool} by {row.user}")
     return table.move_to(connection, row, RequestState.QUEUED)
-
-
-def _check_quota(connection: sqlite3.Connection, user: str, most: int) -> None:
-    query = "SELECT count(*) FROM requests WHERE user = ? AND state = 'QUEUED'"
-    count = connection.execute(query, (user,)).fetchone()[0]
-    if count >= most:
-        raise Conflict(
-            f"{user} has {count} requests in the queue, and may not have more",
-            next="wait until some have run, or cancel some",
-        )

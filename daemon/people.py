@@ -66,7 +66,7 @@ class DaemonApi:
 
     async def _status(self, request: web.Request) -> web.Response:
         requests, pools = self._parts.requests, self._parts.pools
-        shown = [pools.status(name, requests.counts(name).queued) for name in pools.names()]
+        shown = [pools.status(name, requests.demand(name).queued) for name in pools.names()]
         hello = msgspec.structs.replace(self._parts.hello, user=request["user"])
         user = None if request["owner"] else request["user"]
         found = await self._parts.views.overview(user, listed(request))

@@ -123,10 +123,10 @@ class PoolsApi:
         """How a pool stands, in one sentence."""
         if self._pools.find(name) is None:
             return f"there is no pool {name} any more"
-        status, counts = self._status(name), self._requests.counts(name)
+        status, demand = self._status(name), self._requests.demand(name)
         serving = sum(one.state.serves for one in status.replicas)
         replicas = f"replicas: {status.desired} wanted, {serving} serving"
-        requests = f"requests: {counts.queued} waiting, {counts.running} running"
+        requests = f"requests: {demand.queued} waiting, {demand.running} running"
         return "; ".join(filter(None, (replicas, requests, status.held.what if status.held else status.note)))
 
     async def _wait(self, name: str, enough: Callable[[PoolStatus], bool], seconds: float) -> PoolStatus:
@@ -138,7 +138,7 @@ class PoolsApi:
         return await self._changes.wait(f"pool:{name}", read, enough, seconds)
 
     def _status(self, name: str) -> PoolStatus:
-        return self._pools.status(name, self._requests.counts(name).queued)
+        return self._pools.status(name, self._requests.demand(name).queued)
 
     # -- logs ----------------------------------------------------------------------------------------------------
 

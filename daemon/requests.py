@@ -3,8 +3,8 @@
 SQLite is the truth, and every change of state goes through `wire.states.move` in one transaction, which also writes the
 request's story. Work does not wait for the disk, acknowledgements do: a request may be given to a worker, run there and be
 answered by its result before any of that is on disk, and nothing else is said of it before. What is kept beside SQLite in
-memory is what workers tell every few seconds (`holdings`), and what waits (`backlog`): who goes next is decided there
-(`scheduler`), and made so where SQLite says that it still waits.
+`memory` is what workers tell every few seconds, and what waits: who goes next is decided there (`scheduler`), and made so
+where SQLite says that it still waits.
 """
 
 from __future__ import annotations
@@ -14,47 +14,42 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.daemon import attempts, request_log, table
+from nnsight_hpc.daemon import attempts, table
 from nnsight_hpc.daemon.ahead import Ahead
-from nnsight_hpc.daemon.backlog import HELD, Backlog
-from nnsight_hpc.daemon.counters import Counters
-from nnsight_hpc.daemon.dump_parts import PART, DumpParts
+from nnsight_hpc.daemon.dump_parts import PART
 from nnsight_hpc.daemon.given_up import cancel, expire, pause
-from nnsight_hpc.daemon.holdings import Holdings
 from nnsight_hpc.daemon.hopeless import Hopeless
 from nnsight_hpc.daemon.losses import Loss, lose
+from nnsight_hpc.daemon.memory import Memory
 from nnsight_hpc.daemon.new_request import Accepted, enqueue
 from nnsight_hpc.daemon.records import SPARE
 from nnsight_hpc.daemon.request_files import RequestFiles
 from nnsight_hpc.daemon.results import Results
-from nnsight_hpc.daemon.retention import Retention, forget_dataset
-from nnsight_hpc.daemon.scheduler import Scheduler
+from nnsight_hpc.daemon.retention import Retention
 from nnsight_hpc.daemon.shares import charge, usages
+from nnsight_hpc.daemon.starts import Starts
 from nnsight_hpc.daemon.story import tell_of
 from nnsight_hpc.wire.errors import Conflict, ErrorReport, HpcError, NotFound
 from nnsight_hpc.wire.names import dump_of
 from nnsight_hpc.wire.states import EndCause, RequestState
-from nnsight_hpc.wire.workers import Begun
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable
 
     from nnsight_hpc.daemon.attempts import Given
-    from nnsight_hpc.daemon.backlog import Counts, Demand
+    from nnsight_hpc.daemon.backlog import Demand
     from nnsight_hpc.daemon.changes import Changes
     from nnsight_hpc.daemon.config import Config
     from nnsight_hpc.daemon.holdings import Held
     from nnsight_hpc.daemon.new_request import NewRequest
     from nnsight_hpc.daemon.pools import Pools
-    from nnsight_hpc.daemon.queues import Waiting
     from nnsight_hpc.daemon.store import Store
     from nnsight_hpc.daemon.table import Row
+    from nnsight_hpc.daemon.turns import Waiting
     from nnsight_hpc.wire.workers import Lease, Outcome
 
 _Q = RequestState
-_MOMENT = 0.1
-"""Seconds after which it is written down that a request runs; most have ended by then, and it would delay that."""
 
 
 class Requests:
@@ -62,36 +57,30 @@ class Requests:
 
     def __init__(self, store: Store, changes: Changes, pools: Pools, config: Config) -> None:
         self._store, self._changes, self._pools, self._config = store, changes, pools, config
-        self._backlog, self._listened = Backlog(), time.time()
-        self._just_begun: dict[str, Begun] = {}
+        self._listened = time.time()
         self._fresh: dict[str, attempts.Fresh] = {}
-        self._ahead = Ahead(store, self._back)
-        self.holdings, self.files = Holdings(), RequestFiles(config.places.requests)
+        self.files = RequestFiles(config.places.requests)
+        self._memory = Memory(store, changes, pools, config, self.files)
+        self.holdings, self.scheduler = self._memory.holdings, self._memory.scheduler
+        self.counters, self.dumps = self._memory.counters, self._memory.dumps
+        self._ahead = Ahead(store, self._memory.go_back)
         self.results = Results(store, self.files, config.result_bytes_per_user)
         self.retention = Retention(store, self.results, self.files, config)
-        self.hopeless = Hopeless(store, pools, self._moved)
-        self.scheduler, self.counters = Scheduler(self._backlog, self.holdings, pools, config), Counters()
-        self.dumps = DumpParts(store, changes, pools, self.holdings, scheduler=self.scheduler, files=self.files)
+        self.hopeless = Hopeless(store, pools, self._memory.moved)
+        self.starts = Starts(store, changes, self._memory, self.files)
 
     async def load(self) -> None:
         """After a start: give the workers time to say what they still hold, and end what was ending. Load pools first."""
-        for row in await self._store.run(lambda c: table.select(c, "state IN ('QUEUED', 'LEASED', 'RUNNING')")):
-            self._backlog.note(row)
-            self.counters.note(row)
-            if row.state in HELD:
-                self.holdings.take(row)
+        where = "state IN ('QUEUED', 'LEASED', 'RUNNING')"
+        self._memory.load(await self._store.run(lambda c: table.select(c, where)))
         self.scheduler.usage = await self._store.run(usages)
         await self.results.load()
-        await self.hopeless.fail(self._backlog.pools())
+        await self.hopeless.fail(self._memory.backlog.pools())
         await asyncio.to_thread(self.files.remove_unknown, await self._store.run(table.ids))
 
     def demand(self, pool: str) -> Demand:
         """What is asked of a pool just now."""
-        return self._backlog.demand(pool)
-
-    def counts(self, pool: str) -> Counts:
-        """How many wait and run for a pool."""
-        return self._backlog.counts(pool)
+        return self._memory.backlog.demand(pool)
 
     # -- for people ----------------------------------------------------------------------------------------------
 
@@ -100,9 +89,11 @@ class Requests:
 
         `waits`: its sender waits for that, and not for its end.
         """
-        work = self._ahead.start(lambda c: enqueue(c, new, self._config), [new.id], waits=waits)
-        row = await work.done
-        self._announce(row)
+        datasets = self._config.places.datasets
+        with self._memory.quota.coming(new.id, new.user) as refusal:
+            work = self._ahead.start(lambda c: enqueue(c, new, datasets, refusal), [new.id], waits=waits)
+            row = await work.done
+        self._memory.announce(row)
         await self.hopeless.fail([row.pool])  # the pool may have gone down in the meantime
         return Accepted(row, work.durable)
 
@@ -117,7 +108,7 @@ class Requests:
             held.cancel = True
             self._changes.announce(f"orders:{held.replica}")
         if row.state.ended:
-            self._moved(row)
+            self._memory.moved(row)
 
     async def pause(self, request: str, *, paused: bool) -> Row:
         """Have a dump wait until it is resumed, after the batch that it runs; or have it go on. Its row then."""
@@ -125,14 +116,8 @@ class Requests:
         if held := self.holdings.find(request):
             held.pause = row.paused
             self._changes.announce(f"orders:{held.replica}")
-        self._announce(row)
+        self._memory.announce(row)
         return row
-
-    async def forget_dataset(self, name: str) -> None:
-        """It was removed: what had been asked of it says nothing about the next of that name."""
-        rows = await self._store.run(lambda c: forget_dataset(c, name))
-        for row in rows:
-            self.files.request(row.id).unlink(missing_ok=True)
 
     # -- for workers ---------------------------------------------------------------------------------------------
 
@@ -143,7 +128,7 @@ class Requests:
         and has not begun comes first: the answer was lost on the way. A replica for which nothing waits helps with a dump.
         """
         for lost in self.dumps.lost(replica):
-            self._let_go(lost.id)
+            self._memory.let_go(lost.id)
         given = await self._given_already(replica, most)
         while not given and (chosen := self.scheduler.next(pool, replica, most, tokens)):
             given = [one for one in await self._hand_out(chosen, replica) if one.is_with(replica)]
@@ -160,38 +145,6 @@ class Requests:
         """
         await self._store.run(lambda c: attempts.held_by(c, request, replica, attempt))
 
-    async def started(self, replica: str, begun: Collection[Begun]) -> None:
-        """These run now, as far as the replica holds them; it is written down of those that run for more than a moment."""
-        self._just_begun |= {one.id: one for one in begun}
-        await asyncio.sleep(_MOMENT)
-        still = self._begun_of(one.id for one in begun)
-        self._run(replica, await self._store.run(lambda c: attempts.begin(c, still, replica)) if still else [])
-
-    def _run(self, replica: str, rows: Iterable[Row]) -> None:
-        """It is on disk that these run now."""
-        for row in rows:
-            if held := self.holdings.named(row.id, replica):
-                held.begin(row)
-            self._moved(row)
-
-    def _begun_of(self, requests: Iterable[str]) -> list[Begun]:
-        """Those of them of which it is to be written down still that they have begun; from now on it is not."""
-        return [begun for one in requests if (begun := self._just_begun.pop(one, None))]
-
-    async def said(self, request: str, replica: str, attempt: int, at: int, lines: bytes) -> None:
-        """Keep what a running request has said, at its place in the attempt's log. Who hears it finds that it runs."""
-
-        def begin(connection: sqlite3.Connection) -> list[Row]:
-            attempts.held_by(connection, request, replica, attempt)
-            return attempts.begin(connection, [Begun(id=request, attempt=attempt)], replica)
-
-        self._run(replica, await self._store.run(begin))
-        if held := self.holdings.named(request, replica):
-            held.quiet = False
-        await asyncio.to_thread(request_log.write, self.files.log(request, attempt), at, lines)
-        self._changes.announce(f"request:{request}")
-        self._changes.announce(f"news:{request}")
-
     def claimed(self, replica: str, running: Iterable[str]) -> None:
         """The worker of `replica` has just said that it holds these."""
         for request in running:
@@ -206,7 +159,7 @@ class Requests:
         def end(connection: sqlite3.Connection) -> list[attempts.End | HpcError]:
             return [self._end(connection, replica, outcome) for outcome in outcomes]
 
-        self._begun_of(outcome.id for outcome in outcomes)
+        self.starts.unwritten(outcome.id for outcome in outcomes)
         if any(dump_of(outcome.id) != outcome.id for outcome in outcomes):  # parts come alone
             return [await self._part_ended(replica, outcome) for outcome in outcomes]
         work = self._ahead.start(end, [outcome.id for outcome in outcomes], waits=True)
@@ -233,8 +186,8 @@ class Requests:
         Cancelled ones end, those that were tried too often, those that have ended two workers, and those that take longer
         than a replica lives.
         """
-        lost = {name: held for name in requests if (held := self._let_go(name))}
-        begun = self._begun_of(lost)
+        lost = {name: held for name in requests if (held := self._memory.let_go(name))}
+        begun = self.starts.unwritten(lost)
 
         def take_back(connection: sqlite3.Connection) -> list[attempts.End]:
             for one in begun:  # it ran, and may be why they were lost
@@ -251,15 +204,15 @@ class Requests:
         taken = await self._store.run(take_back)
         for found in taken:
             self._account(found)
-            self._moved(found.row)
+            self._memory.moved(found.row)
         await self.hopeless.fail({found.row.pool for found in taken})
 
     async def expire(self) -> None:
         """End what has waited for too long."""
         limit = time.time() - self._config.expires
-        old = self._backlog.older(limit)
+        old = self._memory.backlog.older(limit)
         for row in await self._store.run(lambda c: expire(c, old, limit)) if old else []:
-            self._moved(row)
+            self._memory.moved(row)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -277,18 +230,18 @@ class Requests:
         """
         names, writes = [one.id for one in chosen], any(one.kind != "run" for one in chosen)
         for one in chosen:
-            self._backlog.take(one)
+            self._memory.backlog.take(one)
         try:
             work = self._ahead.start(lambda c: attempts.hand_out(c, names, replica), names, waits=writes)
             found = await (work.durable if writes else work.done)
         except BaseException:
             for one in chosen:
-                self._backlog.put_back(one)
+                self._memory.backlog.put_back(one)
             raise
         for given in found:
             if given.is_with(replica):
                 self.holdings.take(given.row, share=1 / len(found), quiet=given.row.attempt == 1)
-            self._announce(given.row)
+            self._memory.announce(given.row)
         return found
 
     def _end(self, connection: sqlite3.Connection, replica: str, outcome: Outcome) -> attempts.End | HpcError:
@@ -306,7 +259,7 @@ class Requests:
             self.dumps.failed(held)
             told = f"replica {replica} could not help with it: {outcome.error.what}"
             await self._store.run(lambda c: tell_of(c, table.get(c, dump_of(outcome.id)), told))
-        self._let_go(held.id)
+        self._memory.let_go(held.id)
         await self._charge(held.user, outcome.seconds)
         return None
 
@@ -324,13 +277,13 @@ class Requests:
             if held is not None and held.quiet and found.row.result_bytes == len(outcome.result):
                 self._fresh[outcome.id] = attempts.Fresh(found.row, outcome.result)
             self._account(found, outcome.seconds)
-            self._announce(found.row)
+            self._memory.announce(found.row)
         elif isinstance(found, NotFound):  # it never came to the disk
-            self._let_go(outcome.id)
+            self._memory.let_go(outcome.id)
 
     async def _kept(self, end: attempts.End) -> None:
         """It is on disk that an attempt has ended."""
-        self._clear(end.row)
+        self._memory.clear(end.row)
         if end.usage is not None and end.row.state == _Q.COMPLETED:
             await self.results.keep(end.row)
 
@@ -347,56 +300,3 @@ class Requests:
             cause = EndCause.WALLTIME
         longest, company = self._pools.longest(row.pool), held.share < 1
         return Loss(why, cause, self._config.attempts, longest, self._listened, company)
-
-    def _back(self, request: str, row: Row | None) -> None:
-        """What was done with it did not come to the disk, where it is as in `row`."""
-        if row is None:
-            self._give_up(request)
-        else:
-            self._moved(row)
-            if row.state in HELD:
-                self.holdings.take(row)
-        self._changes.announce(f"news:{request}")
-
-    def _give_up(self, request: str) -> None:
-        """There is no such request; a worker that has it is told to stop."""
-        self._backlog.forget(request)
-        self.counters.forget(request)
-        if held := self.holdings.find(request):
-            held.cancel = True
-            self._changes.announce(f"orders:{held.replica}")
-
-    def _moved(self, row: Row) -> None:
-        """It is on disk that a request has another state."""
-        self._announce(row)
-        self._clear(row)
-
-    def _clear(self, row: Row) -> None:
-        """Remove what nobody needs of an ended request."""
-        if row.state.ended:
-            self.files.remove_of_ended(row)
-
-    def _announce(self, row: Row) -> None:
-        """A request has another state: count it there, wake who waits."""
-        self._backlog.note(row)
-        self.dumps.note(row)
-        self.counters.note(row)
-        self._changes.announce(f"request:{row.id}")
-        if row.state == _Q.QUEUED:
-            self._changes.announce(f"queue:{row.pool}")
-            for replica in self.holdings.dumping(row.pool):
-                self._changes.announce(f"orders:{replica}")
-        if row.state not in HELD:
-            self._let_go(row.id)
-        if row.state.ended:
-            self._changes.announce(f"news:{row.id}")
-
-    def _let_go(self, request: str) -> Held | None:
-        """No worker holds it (any more); its user may have another run, if he had as many as he may."""
-        held = self.holdings.find(request)
-        if held is not None and self.scheduler.is_barred(held.user):
-            for pool in self._backlog.pools():
-                self._changes.announce(f"queue:{pool}")
-        if held is not None and held.is_dump:
-            self.dumps.let_go(held)
-        return self.holdings.drop(request)

@@ -46,6 +46,11 @@ class Retention:
             await asyncio.to_thread(self._files.remove, rows)
         await self._store.run(lambda c: forget_stories(c, before))
 
+    async def forget_dataset(self, name: str) -> None:
+        """It was removed: what had been asked of it says nothing about the next of that name."""
+        for row in await self._store.run(lambda c: forget_dataset(c, name)):
+            self._files.request(row.id).unlink(missing_ok=True)
+
 
 def forget(connection: sqlite3.Connection, before: float, datasets: Path) -> list[Row]:
     """Remove requests that ended before that time, some at once, and their stories; the rows as they were.

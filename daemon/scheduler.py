@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from heapq import merge
-from itertools import chain, islice
-from math import ceil, inf
+from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
-from nnsight_hpc.daemon.queues import Order
 from nnsight_hpc.daemon.records import SPARE
+from nnsight_hpc.daemon.turns import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from nnsight_hpc.daemon.backlog import Backlog
     from nnsight_hpc.daemon.config import Config
     from nnsight_hpc.daemon.holdings import Held, Holdings
-    from nnsight_hpc.daemon.queues import Waiting
     from nnsight_hpc.daemon.records import Replica
     from nnsight_hpc.daemon.roster import Roster
     from nnsight_hpc.daemon.shares import Usage
+    from nnsight_hpc.daemon.turns import Waiting
 
 _FIRST_PACE, _LEAST_PACE = 1.0, 0.001
 _NEWEST = 0.1
@@ -69,16 +70,14 @@ class Scheduler:
     def next(self, pool: str, replica: str, most: int, tokens: float) -> list[Waiting]:
         """What the replica is to be given, if anything: several of one batch where they have so many tokens at most."""
         queue, order, left = self._backlog.queue(pool), self._order(pool), self._left(replica)
-        run, dump = (
-            next(line.in_order(order, lambda one: one.needs <= left), None) for line in (queue.runs, queue.dumps)
-        )
+        run, dump = queue.runs.first(order, left), queue.dumps.first(order, left)
         if dump is not None and (run is None or self._is_owed(dump, run, order)):
             return [dump]
         if run is None:
             return []
         if not run.batch:
             return [run]
-        others = queue.companions(run, order, lambda one: one.needs <= left)
+        others = queue.companions(run, order, left)
         most = min(most, ceil(queue.sharing(run) / max(1, self.pace(pool).free)))  # free replicas share a batch, too
         return [run, *_while_room(islice(others, most - 1), tokens - run.tokens)]
 
@@ -93,8 +92,7 @@ class Scheduler:
         pool = mine[0].pool
         queue, order = self._backlog.queue(pool), self._order(pool)
         left = {one.id: self._left(one.id) for one in self._serving(pool)}
-        lines = (line.in_order(order, lambda one: one.needs <= max(left.values(), default=0.0)) for line in queue.lines)
-        first = next(chain.from_iterable(lines), None)
+        first = queue.first(order, max(left.values(), default=0.0))
         if first is None:
             return ()
         able = {one for one, seconds in left.items() if first.needs <= seconds}
@@ -102,18 +100,16 @@ class Scheduler:
         giving = [dump for dump in dumps if dump.replica in able and self._yields(dump, first, order)]
         if not giving or able - {held.replica for held in self._holdings.all()}:
             return ()
-        chosen = max(giving, key=lambda dump: (dump.kind == "part", order.cost[dump.user], dump.id))
+        chosen = max(giving, key=lambda dump: (dump.kind == "part", order.cost(dump.user), dump.id))
         return (chosen.id,) if chosen.replica == replica else ()
 
-    def has_work(self, pool: str, replica: str) -> bool:
-        """Whether something waits that the replica could be given."""
-        return bool(self.next(pool, replica, 1, inf))
+    def dues(self, pool: str, replicas: Mapping[str, int]) -> dict[str, float]:
+        """What users have had, with a turn for each of so many replicas: the next replica is for whom it is least.
 
-    def first_of(self, pool: str, users: Iterable[str]) -> str | None:
-        """Of these users the one who has had least, and may have one more replica."""
+        The turns share out replicas that are free at the same time, when what they will cost is not known yet.
+        """
         order = self._order(pool)
-        able = [user for user in users if user not in order.barred]
-        return min(able, key=lambda user: order.cost[user], default=None)
+        return {user: order.cost(user) + count * self._config.turn for user, count in replicas.items()}
 
     def is_barred(self, user: str) -> bool:
         """Whether he has as many replicas at work as he may have."""
@@ -128,11 +124,9 @@ class Scheduler:
         return None if one is None else queue.before(one, self._order(pool))
 
     def positions(self, pool: str, requests: Collection[str]) -> dict[str, int]:
-        """Those of these that wait for the pool, at once."""
-        queue = self._backlog.queue(pool)
-        most = sum(queue.find(request) is not None for request in requests)  # no look beyond the last of them
-        found = ((one.id, number) for number, one in self._places(pool) if one.id in requests)
-        return dict(islice(found, most))
+        """Those of these that wait for the pool."""
+        queue, order = self._backlog.queue(pool), self._order(pool)
+        return {one.id: queue.before(one, order) for one in map(queue.find, requests) if one is not None}
 
     def coming(self, user: str | None, most: int) -> dict[str, int]:
         """What goes next of all pools, of one user or of all: so many at most, those with the least positions, and these."""
@@ -142,7 +136,7 @@ class Scheduler:
 
     def waiting(self) -> Counter[str]:
         """How many requests wait of each user, for all pools."""
-        return sum((self._backlog.queue(pool).counts() for pool in self._backlog.pools()), Counter())
+        return +self._backlog.users
 
     def pace(self, pool: str) -> Pace:
         """From which it follows when what waits for the pool may start."""
@@ -154,18 +148,17 @@ class Scheduler:
     def _order(self, pool: str) -> Order:
         """What runs counts with what it has run so far, or is to run as far as known."""
         now, step = time.time(), max(_LEAST_PACE, self._paces.get(pool, _FIRST_PACE))
-        cost: dict[str, float] = defaultdict(float)
+        running: dict[str, float] = defaultdict(float)
         for held in self._holdings.all():
-            cost[held.user] += held.share * max(step, now - held.since)
-        for user in {*cost, *self._backlog.queue(pool).users()} & self.usage.keys():
-            cost[user] += self.usage[user].at(now, self._config.half_life)
+            running[held.user] += held.share * max(step, now - held.since)
         most = self._config.running_per_user
-        return Order(cost, step, frozenset(user for user, count in self._replicas_of().items() if count >= most))
+        barred = frozenset(user for user, count in self._replicas_of().items() if count >= most)
+        return Order(self.usage, running, now, self._config.half_life, step, barred)
 
     def _places(self, pool: str) -> Iterator[tuple[int, Waiting]]:
         """All that waits for a pool, with its position: as it would go if nobody were barred."""
-        queue, order = self._backlog.queue(pool), self._order(pool)._replace(barred=frozenset())
-        return enumerate(chain(queue.runs.in_order(order), queue.dumps.in_order(order)))
+        order = replace(self._order(pool), barred=frozenset())
+        return enumerate(self._backlog.queue(pool).in_order(order))
 
     def _places_of(self, user: str, pool: str) -> Iterator[tuple[int, Waiting]]:
         """As `_places`, of one user: at a cost that does not grow with what others have there."""
@@ -178,13 +171,13 @@ class Scheduler:
 
     def _is_owed(self, dump: Waiting, run: Waiting, order: Order) -> bool:
         """Whether a dump that waits goes before a run."""
-        return order.cost[dump.user] < order.cost[run.user] and self._had_a_turn(dump.since)
+        return order.cost(dump.user) < order.cost(run.user) and self._had_a_turn(dump.since)
 
     def _yields(self, dump: Held, one: Waiting, order: Order) -> bool:
         """Whether a dump gives way to what waits: a part of one always, another one to runs only."""
         if dump.kind == "part" or one.kind == "dump":
             return dump.kind == "part"
-        return order.cost[one.user] <= order.cost[dump.user] or self._had_a_turn(dump.since)
+        return order.cost(one.user) <= order.cost(dump.user) or self._had_a_turn(dump.since)
 
     def _had_a_turn(self, since: float) -> bool:
         return time.time() - since >= self._config.turn

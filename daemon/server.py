@@ -17,6 +17,7 @@ from aiohttp import web
 from nnsight_hpc import __version__
 from nnsight_hpc.daemon.certificate import load_secret, server_context
 from nnsight_hpc.daemon.changes import Changes
+from nnsight_hpc.daemon.database import take_over
 from nnsight_hpc.daemon.lease import claim, publish
 from nnsight_hpc.daemon.parts import Parts
 from nnsight_hpc.daemon.people import people_app
@@ -27,7 +28,7 @@ from nnsight_hpc.daemon.reconciler import Reconciler
 from nnsight_hpc.daemon.request_views import RequestViews
 from nnsight_hpc.daemon.requests import Requests
 from nnsight_hpc.daemon.settings import read_settings, share_of
-from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.daemon.workers import workers_app
 from nnsight_hpc.wire.errors import HpcError
@@ -97,8 +98,10 @@ class _Daemon:
     async def run(self, workers: socket.socket, tls: ssl.SSLContext, secret: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
-        database = await asyncio.to_thread(take_over, self._config.places, self._lease.record.epoch)
         async with AsyncExitStack() as stack:
+            keeping = asyncio.ensure_future(self._keep_lease())  # from now on: a large database takes long to copy
+            stack.callback(keeping.cancel)
+            database = await asyncio.to_thread(take_over, self._config.places, self._lease.record.epoch)
             store = Store(database, self._lease.check)
             stack.push_async_callback(store.close)
             parts = await self._parts(store)
@@ -109,7 +112,7 @@ class _Daemon:
             stack.callback(parts.changes.close)  # long polls are answered before their connections close
             record = self._lease.record
             logger.info("epoch %s, process %s, on %s, port %s", record.epoch, record.pid, people.path, record.port)
-            await self._until_stopped(parts, people)
+            await self._until_stopped(parts, people, keeping)
         logger.info("stopped")
 
     async def _parts(self, store: Store) -> Parts:
@@ -148,11 +151,11 @@ class _Daemon:
 
     # -- the tasks beside the interfaces ---------------------------------------------------------------------------
 
-    async def _until_stopped(self, parts: Parts, people: PeoplesSocket) -> None:
+    async def _until_stopped(self, parts: Parts, people: PeoplesSocket, keeping: asyncio.Future[None]) -> None:
         """Until the first of these returns, or fails: the daemon then ends with its error."""
         work = (
             self._stopping.wait(),
-            self._keep_lease(),
+            keeping,
             self._keep_socket(people),
             self._take_back_lost(parts),
             self._expire(parts),

@@ -193,7 +193,7 @@ class WorkersApi:
 
     async def _started(self, request: web.Request) -> web.Response:
         begun = decode(await request.read(), list[Begun], what="list of what has begun")
-        await self._requests.started(required(request, "replica"), begun)
+        await self._requests.starts.started(required(request, "replica"), begun)
         return done()
 
     async def _held(self, request: web.Request) -> web.Response:
@@ -203,7 +203,7 @@ class WorkersApi:
 
     async def _log(self, request: web.Request) -> web.Response:
         name, replica, attempt = required(request, "id"), required(request, "replica"), _count(request, "attempt")
-        await self._requests.said(name, replica, attempt, _count(request, "at"), await request.read())
+        await self._requests.starts.said(name, replica, attempt, _count(request, "at"), await request.read())
         return done()
 
     async def _progress(self, request: web.Request) -> web.Response:

@@ -14,17 +14,17 @@ class BackgroundThread:
     """Runs jobs one after another, and holds at most `limit` bytes of them; a full queue blocks the producer.
 
     A job that is larger than `limit` waits until it is alone. After a job has raised, the ones behind it are dropped and
-    the next `submit` or `finish` raises its exception.
+    the next `submit` or `finish` raises its exception. `name` is what debuggers call the thread.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
         self._jobs: deque[tuple[Callable[[], None], int]] = deque()
         self._held = 0
         self._closed = False
         self._error: BaseException | None = None
         self._changed = Condition()
-        self._thread = Thread(target=self._run, name="dataset-writer", daemon=True)
+        self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, job: Callable[[], None], size: int) -> None:

@@ -25,8 +25,8 @@ from nnsight_hpc.storage.schema import (
     check_captures,
     store_of,
 )
-from nnsight_hpc.storage.shards import ShardWriter, TakenOver, disk_errors
-from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound
+from nnsight_hpc.storage.shards import ShardWriter, disk_errors
+from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound, TakenOver
 from nnsight_hpc.wire.files import sync_folder
 
 if TYPE_CHECKING:

@@ -2,6 +2,9 @@
 
 See "Shard files" in `docs/spec/dataset.md`. Measured, writing so costs 0.8 of the speed of a plain sequential write,
 where zarr-python's own sharded writes reach 0.2.
+
+What the disk has is not kept in memory: a dump is larger than it, new pages for all of it cost several times the CPU time of
+their content, and nothing is read back, for the checksum neither (`docs/decisions/020-what-the-disk-has-is-let-go.md`).
 """
 
 from __future__ import annotations
@@ -16,15 +19,15 @@ from typing import TYPE_CHECKING, Any, Self
 import google_crc32c
 import numpy as np
 
-from nnsight_hpc.storage.checksums import crc32c_of
+from nnsight_hpc.storage.crc32c import PiecewiseChecksum
 from nnsight_hpc.storage.hdf5 import create_rows_file
 from nnsight_hpc.storage.manifest import ManifestEntry
 from nnsight_hpc.storage.schema import FILE_MODE, fill_value
-from nnsight_hpc.wire.errors import Conflict, HpcError, InvalidInput
+from nnsight_hpc.wire.errors import HpcError, InvalidInput, TakenOver
 from nnsight_hpc.wire.files import free_bytes, sync_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -33,11 +36,9 @@ if TYPE_CHECKING:
     from nnsight_hpc.storage.layout import RowsFile
 
 _FULL: dict[int | None, str] = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)}
+_DROPPED = 1 << 20
+"""Bytes in a row, from which on their pages are let go."""
 _NO_CHUNK = 2**64 - 1  # offset and size of a chunk that the file does not hold
-
-
-class TakenOver(Conflict):
-    """Another writer has this part of the dataset now."""
 
 
 class ShardWriter:
@@ -49,7 +50,7 @@ class ShardWriter:
     Attributes
     ----------
     unsynced
-        Bytes written since somebody set it to 0.
+        Bytes written since `take` was called.
     """
 
     def __init__(self, root: Path, planned: RowsFile) -> None:
@@ -58,14 +59,15 @@ class ShardWriter:
         self._partial = self._path.with_name(f"{self._path.name}.{token_hex(4)}.partial")
         self._written = np.zeros(planned.stop - planned.start, dtype=bool)
         self._left, self.unsynced = len(self._written), 0
+        self._fresh: list[tuple[int, int]] = []
         if planned.kind == "hdf5":
             create_rows_file(self._partial, planned)
         else:
             self._partial.touch(FILE_MODE, exist_ok=False)
         self._file = os.open(self._partial, os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(self._file, planned.bytes)  # a file that grows costs a third more on ext4
-        header = os.pread(self._file, planned.data_offset, 0)
-        self._checksum, self._summed = google_crc32c.value(header), len(header)
+        self._checksum = PiecewiseChecksum()
+        self._checksum.add(0, os.pread(self._file, planned.data_offset, 0))
 
     def __enter__(self) -> Self:
         return self
@@ -102,9 +104,21 @@ class ShardWriter:
         self._written[first:last] = True
         self._left -= last - first
 
-    def sync(self) -> None:
-        """Bring what is written so far to the disk; another thread may go on writing."""
+    def take(self) -> list[tuple[int, int]]:
+        """The ranges of bytes [start, stop) that were written since the last call, for `sync`."""
+        taken, self._fresh, self.unsynced = self._fresh, [], 0
+        return taken
+
+    def sync(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Bring what is written so far to the disk, and let these ranges go; another thread may go on writing.
+
+        Of a page that others will write to, only the part that lies in a range is whole: so it stays. So do short ranges: to
+        drop each of them costs more than it brings.
+        """
         os.fdatasync(self._file)
+        for start, stop in _joined(ranges):
+            if stop - start >= _DROPPED:
+                os.posix_fadvise(self._file, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def missing(self) -> list[tuple[int, int]]:
         """The array's rows that have not been written, as ranges [start, stop)."""
@@ -126,13 +140,12 @@ class ShardWriter:
         for block in behind_rows(self._planned):
             self._write_bytes(block, offset)
             offset += block.nbytes
-        checksum = crc32c_of(self._file, checksum=self._checksum, offset=self._summed)
         os.fsync(self._file)
         return ManifestEntry(
             path=self._planned.path,
             rows=(self._planned.start, self._planned.stop),
             bytes=os.fstat(self._file).st_size,
-            crc32c=f"{checksum:08x}",
+            crc32c=f"{self._checksum.value():08x}",
             slice=slice_number,
             writer=writer,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,14 +169,30 @@ class ShardWriter:
 
     def _write_bytes(self, block: npt.NDArray[Any], offset: int) -> None:
         content = block.reshape(-1).view(np.uint8)
-        self.unsynced += len(content)
-        if offset == self._summed:  # blocks that come in order need not be read back for the checksum
-            self._checksum = google_crc32c.extend(self._checksum, content)
-            self._summed += len(content)
+        self._checksum.add(offset, content)
+        self._note(offset, offset + len(content))
         view = content.data
         while view:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
+
+    def _note(self, start: int, stop: int) -> None:
+        """A range will not have been synced."""
+        self.unsynced += stop - start
+        if self._fresh and self._fresh[-1][1] == start:
+            start = self._fresh.pop()[0]
+        self._fresh.append((start, stop))
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges that follow on one another as one, in order."""
+    begun, end = 0, 0
+    for start, stop in sorted(ranges):
+        if start > end:
+            yield begun, end
+            begun = start
+        end = stop
+    yield begun, end
 
 
 def remove_partials(root: Path, planned: RowsFile) -> None:

@@ -39,6 +39,7 @@ class SliceQueue:
         self._holders: dict[int, str] = {}
         self._done = DumpProgress()
         self.overflows: Counter[str] = Counter()
+        self._run_tokens = self._padded_tokens = 0
         self.open(opened)
 
     def open(self, opened: SlicesOpened) -> None:
@@ -59,6 +60,11 @@ class SliceQueue:
     def waiting(self) -> int:
         """How many slices nobody writes or has written."""
         return self.slices - self._count - len(self._holders)
+
+    @property
+    def padding(self) -> float:
+        """Which part of what was run is padding, as far as workers have told."""
+        return 1 - self._run_tokens / self._padded_tokens if self._padded_tokens else 0.0
 
     @property
     def complete(self) -> bool:
@@ -90,6 +96,8 @@ class SliceQueue:
         if self._write(progress.slice):
             self._done = _sum(self._done, progress)
             self.overflows.update(progress.overflows)
+            self._run_tokens += progress.run_tokens
+            self._padded_tokens += progress.padded_tokens
 
     def give_back(self, worker: str) -> None:
         """It does not write any more: what it has not finished waits again, behind all others."""

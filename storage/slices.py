@@ -1,35 +1,26 @@
-"""Write the rows of one slice: blocks in any order, by a thread that writes while the producer computes.
+"""A slice of a dataset: what is written of each capture, how it begins, and how it is committed.
 
-A second thread has the disk take what is written, in steps, and seals shards that are full: so that little is left to be
-waited for at the end of the slice.
+One process writes a slice by a `SliceWriter`. Several share its files out (`SlicePlan.share`), each writes its own
+(`share.ShareWriter`), and one of them begins the slice before the others, and commits it after them.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from nnsight_hpc.storage.background import BackgroundThread
-from nnsight_hpc.storage.manifest import remove_slice_manifest, write_slice_manifest
-from nnsight_hpc.storage.schema import numpy_dtype
-from nnsight_hpc.storage.shards import ShardWriter, disk_errors, remove_partials
-from nnsight_hpc.wire.errors import InvalidInput
+from nnsight_hpc.storage.layout import ArrayLayout, RowsFile
+from nnsight_hpc.storage.manifest import ManifestEntry, remove_slice_manifest, write_slice_manifest
+from nnsight_hpc.storage.shards import disk_errors, remove_partials
+from nnsight_hpc.storage.share import ShareWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterable
     from types import TracebackType
 
     import numpy.typing as npt
-
-    from nnsight_hpc.storage.layout import ArrayLayout, RowsFile
-    from nnsight_hpc.storage.manifest import ManifestEntry
-
-
-_SYNC_BYTES = 32 << 20
-"""So much of a shard goes to the disk in one step."""
 
 
 class SliceRange(msgspec.Struct, frozen=True):
@@ -41,13 +32,72 @@ class SliceRange(msgspec.Struct, frozen=True):
     documents: tuple[int, int]
 
 
-class SliceTarget(NamedTuple):
-    """What a slice writes of one capture: rows [start, stop) in files; none, when no document begins in the slice."""
+class SliceTarget(msgspec.Struct, frozen=True):
+    """What is written of one capture: rows [start, stop) in files; none, when no document begins in the slice."""
 
     array: ArrayLayout
     start: int
     stop: int
     files: list[RowsFile]
+
+
+class SlicePlan(msgspec.Struct, frozen=True):
+    """A slice that is to be written, or one process's share of it: all that a writer has to know, wherever it is.
+
+    Attributes
+    ----------
+    root
+        The dataset.
+    targets
+        By capture.
+    queue_bytes
+        Most bytes of blocks that wait for the writing thread.
+    """
+
+    root: str
+    range: SliceRange
+    targets: dict[str, SliceTarget]
+    queue_bytes: int
+
+    @property
+    def files(self) -> list[RowsFile]:
+        return [file for target in self.targets.values() for file in target.files]
+
+    def share(self, index: int, of: int) -> SlicePlan:
+        """The plan with those files alone that are the writer's with this number, of so many; the first has one if any has.
+
+        Each file has one writer, and the same in every attempt: the largest come first, each to whoever has the fewest
+        bytes by then.
+        """
+        given, own = [0] * of, set()
+        for file in sorted(self.files, key=lambda file: file.bytes, reverse=True):
+            writer = given.index(min(given))
+            given[writer] += file.bytes
+            if writer == index:
+                own.add(file.path)
+        targets = {
+            name: msgspec.structs.replace(target, files=[file for file in target.files if file.path in own])
+            for name, target in self.targets.items()
+        }
+        return msgspec.structs.replace(self, targets=targets)
+
+    def begin(self) -> None:
+        """Take the slice back, and remove what earlier attempts have left of it; before anybody opens a file of it."""
+        root = Path(self.root)
+        with disk_errors(root):
+            remove_slice_manifest(root, self.range.number)
+            for file in self.files:
+                remove_partials(root, file)
+                path = root / file.path
+                for folder in (path.parent.parent, path.parent):
+                    folder.mkdir(exist_ok=True)
+
+    def commit(self, entries: Iterable[ManifestEntry]) -> None:
+        """Commit the slice, when all its files have their names; `entries` are those of all writers, in any order."""
+        by_path = {entry.path: entry for entry in entries}
+        root = Path(self.root)
+        with disk_errors(root):
+            write_slice_manifest(root, self.range.number, [by_path[file.path] for file in self.files])
 
 
 class SliceWriter:
@@ -58,25 +108,13 @@ class SliceWriter:
     taken for dead, the one that began last commits it, and the other one's `TakenOver` comes before it has changed a file.
     """
 
-    def __init__(
-        self, root: Path, part: SliceRange, targets: dict[str, SliceTarget], queue_bytes: int, writer: str
-    ) -> None:
-        self.range = part
-        self._root, self._targets, self._queue_bytes, self._writer = root, targets, queue_bytes, writer
-        self._shards: dict[str, ShardWriter] = {}
-        self._entries: dict[str, ManifestEntry] = {}
+    def __init__(self, plan: SlicePlan, writer: str) -> None:
+        self.range = plan.range
+        self._plan, self._writer = plan, writer
 
     def __enter__(self) -> Self:
-        with disk_errors(self._root):
-            remove_slice_manifest(self._root, self.range.number)
-            for file in self._planned():
-                remove_partials(self._root, file)
-                path = self._root / file.path
-                for folder in (path.parent.parent, path.parent):
-                    folder.mkdir(exist_ok=True)
-            for file in self._planned()[:1]:
-                self._open(file)
-        self._thread, self._disk = BackgroundThread(self._queue_bytes), BackgroundThread(0)
+        self._plan.begin()
+        self._share = ShareWriter(self._plan, self._writer)
         return self
 
     def __exit__(
@@ -84,12 +122,11 @@ class SliceWriter:
     ) -> None:
         try:
             if kind is None:
-                self._commit()
+                entries = self._share.seal()
+                self._share.publish()
+                self._plan.commit(entries)
         finally:
-            self._thread.abandon()
-            self._disk.abandon()
-            for shard in self._shards.values():
-                shard.__exit__(kind, error, trace)
+            self._share.close()
 
     def write(self, capture: str, row: int, block: npt.NDArray[Any]) -> None:
         """Queue a capture's rows ``row`` to ``row + n - 1`` of the dataset; each is written once, in any order.
@@ -110,78 +147,4 @@ class SliceWriter:
         HpcError
             An earlier block could not be written: disk full, quota, an input or output error.
         """
-        layout = self._check(capture, row, block)
-        rows_at_once = max(1, self._queue_bytes // 4 // layout.row_bytes)
-        for file in self._targets[capture].files:
-            for first, last in _pieces(max(row, file.start), min(row + len(block), file.stop), rows_at_once):
-                piece = block[first - row : last - row].view(layout.physical).copy()
-                self._thread.submit(partial(self._write, file, first, piece), piece.nbytes)
-
-    def _check(self, capture: str, row: int, block: npt.NDArray[Any]) -> ArrayLayout:
-        if capture not in self._targets:
-            raise InvalidInput(f"the dataset has no capture {capture!r}", why=f"it has {', '.join(self._targets)}")
-        layout, start, stop, _ = self._targets[capture]
-        if block.shape[1:] != layout.width_shape or block.ndim == 0:
-            raise InvalidInput(
-                f"a block of {capture!r} must have shape [rows, *{layout.width_shape}], not {block.shape}"
-            )
-        if block.dtype not in (layout.physical, numpy_dtype(layout.dtype)):
-            raise InvalidInput(f"a block of {capture!r} must have dtype {layout.physical}, not {block.dtype}")
-        if not start <= row <= row + len(block) <= stop:
-            raise InvalidInput(
-                f"rows {row} to {row + len(block) - 1} are not in slice {self.range.number}",
-                why=f"it has rows {start} to {stop - 1} of {capture}",
-            )
-        return layout
-
-    def _write(self, file: RowsFile, row: int, block: npt.NDArray[Any]) -> None:
-        with disk_errors(self._root):
-            shard = self._shards.get(file.path) or self._open(file)
-            shard.write(row, block)
-        if shard.full:
-            self._disk.submit(partial(self._seal, file, shard), 0)
-        elif shard.unsynced >= _SYNC_BYTES:
-            shard.unsynced = 0
-            self._disk.submit(partial(self._sync, shard), 0)
-
-    def _sync(self, shard: ShardWriter) -> None:
-        with disk_errors(self._root):
-            shard.sync()
-
-    def _seal(self, file: RowsFile, shard: ShardWriter) -> None:
-        with disk_errors(self._root):
-            self._entries[file.path] = shard.seal(slice_number=self.range.number, writer=self._writer)
-
-    def _open(self, file: RowsFile) -> ShardWriter:
-        return self._shards.setdefault(file.path, ShardWriter(self._root, file))
-
-    def _planned(self) -> list[RowsFile]:
-        return [file for target in self._targets.values() for file in target.files]
-
-    def _commit(self) -> None:
-        self._thread.finish()
-        self._disk.finish()
-        missing = [
-            text
-            for name, target in self._targets.items()
-            for file in target.files
-            for text in self._missing(name, file)
-        ]
-        if missing:
-            raise InvalidInput(f"slice {self.range.number} lacks rows", where=str(self._root), why="\n".join(missing))
-        planned = self._planned()
-        with disk_errors(self._root):
-            for file in planned:
-                self._shards[file.path].publish()
-            write_slice_manifest(self._root, self.range.number, [self._entries[file.path] for file in planned])
-
-    def _missing(self, name: str, file: RowsFile) -> list[str]:
-        shard = self._shards.get(file.path)
-        ranges = [(file.start, file.stop)] if shard is None else shard.missing()
-        return [f"{name}: rows {start} to {stop - 1}" for start, stop in ranges]
-
-
-def _pieces(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into ranges of at most `most` rows; there are none when `stop` is not above `start`."""
-    for at in range(start, stop, most):
-        yield at, min(at + most, stop)
+        self._share.write(capture, row, block)

@@ -26,7 +26,7 @@ from nnsight_hpc.storage.layout import dataset_layouts
 from nnsight_hpc.storage.manifest import slice_is_done
 from nnsight_hpc.storage.schema import read_attributes
 from nnsight_hpc.storage.shards import disk_errors
-from nnsight_hpc.storage.slices import SliceRange, SliceTarget, SliceWriter
+from nnsight_hpc.storage.slices import SlicePlan, SliceRange, SliceTarget, SliceWriter
 from nnsight_hpc.wire.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class DatasetWriter:
         self.planned_bytes = sum(layout.total_bytes for layout in layouts)
         self._documents = document_bounds(self.path, self.attributes)
         self._queue_bytes = queue_bytes
-        self._writer = writer or _this_process()
+        self._writer = writer or this_process()
 
     @classmethod
     def create(
@@ -100,7 +100,7 @@ class DatasetWriter:
             provenance,
             rows_per_slice=rows_per_slice,
             shard_bytes=shard_bytes,
-            writer=writer or _this_process(),
+            writer=writer or this_process(),
         )
         return cls(path, queue_bytes=queue_bytes, writer=writer)
 
@@ -118,7 +118,11 @@ class DatasetWriter:
         return slice_is_done(self.path, number) or read_attributes(self.path).complete
 
     def slice(self, number: int) -> SliceWriter:
-        """Begin a slice, as a context manager; what an earlier attempt left is removed.
+        """Begin a slice, as a context manager; what an earlier attempt left is removed. Raises as `plan`."""
+        return SliceWriter(self.plan(number), self._writer)
+
+    def plan(self, number: int) -> SlicePlan:
+        """What there is to write of a slice.
 
         Raises
         ------
@@ -135,7 +139,7 @@ class DatasetWriter:
             raise Conflict(f"slice {number} is written already", where=str(self.path), next="write the pending slices")
         part = self._range(number)
         targets = {capture.name: self._target(capture, part) for capture in self.attributes.captures}
-        return SliceWriter(self.path, part, targets, self._queue_bytes, self._writer)
+        return SlicePlan(str(self.path), part, targets, self._queue_bytes)
 
     def finish(self) -> None:
         """Make the dataset complete.
@@ -160,5 +164,6 @@ class DatasetWriter:
         return SliceTarget(array, first, stop, files)
 
 
-def _this_process() -> str:
+def this_process() -> str:
+    """What to call this process in a manifest: its host and number."""
     return f"{socket.gethostname()}:{os.getpid()}"

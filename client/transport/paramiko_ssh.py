@@ -116,7 +116,7 @@ class Paramiko:
         try:
             stream = _dial(hop) if through is None else _dial_through(through, hop)
             # Not ServiceRequestingTransport: it misses answers that come fast, and waits for ever for a peer that has gone.
-            transport = paramiko.Transport(stream)
+            transport = _Connection(stream)
             transport.daemon = True
             self._check_host(transport, hop, where)
             transport.auth_timeout = _TYPING_TIMEOUT if at_terminal() else CONNECT_TIMEOUT
@@ -126,8 +126,10 @@ class Paramiko:
             if transport is not None:
                 transport.close()
             self._close()
-            if isinstance(error, (paramiko.SSHException, OSError, EOFError)):
-                raise unreachable(self._cluster, where, f"{type(error).__name__}: {error}") from error
+            lost = transport is not None and transport.lost
+            if lost or isinstance(error, (paramiko.SSHException, OSError, EOFError)):
+                why = "the connection was lost during the login" if lost else f"{type(error).__name__}: {error}"
+                raise unreachable(self._cluster, where, why) from error
             raise
         return transport
 
@@ -146,6 +148,17 @@ class Paramiko:
         if key not in trusted:
             shown = ", ".join(f"{one.get_name()} {one.fingerprint}" for one in trusted)
             raise changed_host_key(where, host=hop.host, port=hop.port, offered=offered, known=shown)
+
+
+class _Connection(paramiko.Transport):  # type: ignore[misc]  # it has no types
+    """Knows whether it was lost, which paramiko tells as it tells a refused login. One who refuses says so and then ends."""
+
+    lost = False
+
+    def get_exception(self) -> Exception | None:
+        error: Exception | None = super().get_exception()  # which forgets it
+        self.lost = self.lost or isinstance(error, (EOFError, OSError))
+        return error
 
 
 _STATUS_TIMEOUT = 5.0

@@ -137,7 +137,7 @@ def saving(node: Node, *, copy: bool, overwritten: bool, used: bool) -> Go:
 
     def save(run: Run, values: list[Any]) -> None:
         value, gradients = values[saved], run.shared.gradients
-        if not used and not run.shared.keeps:
+        if not used and not run.shared.keeps(number):
             run.saved[number] = None
             return
         if not isinstance(value, torch.Tensor):

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from nnsight_hpc.execution.moments import After, Before
 from nnsight_hpc.execution.rows import Mixed, Rows, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nnsight_hpc.execution.batch import Batch
+    from nnsight_hpc.execution.moments import Moment
     from nnsight_hpc.graph.points import Point
 
 _UNCERTAIN = Mixed("it is not known where the rows of a prompt are in it")
@@ -69,36 +69,19 @@ class OwnRows:
         return rows and replace(rows, rules=_certain(rows.rules))
 
 
-class OwnBefore(Before):
-    """As `Before`, where nodes see some rows."""
+class OwnMoment:
+    """What stands at the place that the model is at, of which nodes see some rows."""
 
-    __slots__ = ("_point", "_rows")
+    __slots__ = ("_moment", "_point", "_rows")
 
-    def __init__(self, rows: OwnRows, point: Point, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__(args, kwargs)
-        self._rows, self._point = rows, point
-
-    def get(self, kind: str) -> Any:
-        return self._rows.cut(super().get(kind), self._point)
-
-    def set(self, kind: str, value: Any) -> None:
-        super().set(kind, self._rows.put(value, super().get(kind), self._point))
-
-
-class OwnAfter(After):
-    """As `After`, where nodes see some rows."""
-
-    __slots__ = ("_point", "_rows")
-
-    def __init__(self, rows: OwnRows, point: Point, output: Any) -> None:
-        super().__init__(output)
-        self._rows, self._point = rows, point
+    def __init__(self, moment: Moment, rows: OwnRows, point: Point) -> None:
+        self._moment, self._rows, self._point = moment, rows, point
 
     def get(self, kind: str) -> Any:
-        return self._rows.cut(super().get(kind), self._point)
+        return self._rows.cut(self._moment.get(kind), self._point)
 
     def set(self, kind: str, value: Any) -> None:
-        super().set(kind, self._rows.put(value, super().get(kind), self._point))
+        self._moment.set(kind, self._rows.put(value, self._moment.get(kind), self._point))
 
 
 def _certain(rules: Callable[[Sequence[Any]], Sequence[Rule | None]] | None) -> Callable[..., list[Rule | None]]:

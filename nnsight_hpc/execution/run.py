@@ -33,13 +33,14 @@ from nnsight_hpc.graph.points import SETTERS
 from nnsight_hpc.wire.errors import InvalidGraph, RequestCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from nnsight_hpc.execution.batch import Batch
     from nnsight_hpc.execution.estimate import Guard
     from nnsight_hpc.execution.loops import Loop
     from nnsight_hpc.execution.moments import Moment
     from nnsight_hpc.execution.schedule import Schedule
+    from nnsight_hpc.execution.shared_guard import SharedGuard
     from nnsight_hpc.execution.steps import Step
     from nnsight_hpc.execution.stops import Stop
     from nnsight_hpc.execution.view import FullView
@@ -59,8 +60,9 @@ def run_graph(
     cancelled: Callable[[], bool] | None = None,
     log: Callable[[str, str], None] = lambda line, _source: print(line),
     objects: Sequence[Any] = (),
-    guard: Guard | None = None,
+    guard: Guard | SharedGuard | None = None,
     view: FullView | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Run `graph` on `module` and return what it saves, by name; `Absent` for what was never made.
 
@@ -82,6 +84,8 @@ def run_graph(
     view
         For a model that is spread over several processes, in all of which this is called: shows whole tensors. Where it keeps
         nothing the result is empty.
+    only
+        The names of what is kept here, where that is not all that the graph saves.
 
     Raises
     ------
@@ -98,6 +102,8 @@ def run_graph(
     try:
         with torch.set_grad_enabled(gradients):
             shared = Shared(module, tensors, cancelled, log, objects, gradients, changes, view)
+            if only is not None:
+                shared.unwanted = frozenset(graph.saves.values()).difference(graph.saves[name] for name in only)
             run = Run(schedule, shared, guard)
             check_order(schedule, shared.tensors, module)
             run.go()
@@ -140,7 +146,11 @@ class Run:
     """
 
     def __init__(
-        self, schedule: Schedule, shared: Shared, guard: Guard | None = None, given: Mapping[int, Any] | None = None
+        self,
+        schedule: Schedule,
+        shared: Shared,
+        guard: Guard | SharedGuard | None = None,
+        given: Mapping[int, Any] | None = None,
     ) -> None:
         self.schedule: Schedule = schedule
         self.shared: Shared = shared
@@ -193,10 +203,9 @@ class Run:
             raise never_reached(self.schedule.step_of(self.done.index(0)).node, self.schedule, self.done)
 
     def saved_by(self, graph: Graph) -> dict[str, Any]:
-        """What the graph saves, by name; nothing where this process keeps nothing."""
-        if not self.shared.keeps:
-            return {}
-        return {name: self.saved.get(node, _NOT_RUN) for name, node in graph.saves.items()}
+        """What the graph saves, by name, as far as this process keeps it."""
+        kept = {name: node for name, node in graph.saves.items() if self.shared.keeps(node)}
+        return {name: self.saved.get(node, _NOT_RUN) for name, node in kept.items()}
 
     def run_ready(self) -> None:
         """Run what can run now, in program order."""

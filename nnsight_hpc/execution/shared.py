@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """The model, the constants, and who is told and asked while the graph runs."""
+    """The model, the constants, and who is told and asked while the graph runs.
+
+    Attributes
+    ----------
+    unwanted
+        What the graph saves and this process does not keep.
+    """
 
     def __init__(  # noqa: PLR0917 - called in one place
         self,
@@ -44,15 +50,15 @@ class Shared:
         self.wholes: dict[int, tuple[torch.Tensor, Index, torch.Tensor]] = {}
         self._common: list[torch.Tensor] = []
         self.parts: dict[str, torch.nn.Module] = {}
+        self.unwanted: frozenset[int] = frozenset()
 
-    @property
-    def keeps(self) -> bool:
-        """Whether what the graph saves is kept in this process."""
-        return self.view is None or self.view.keeps
+    def keeps(self, save: int) -> bool:
+        """Whether what the graph saves by a node is kept in this process."""
+        return (self.view is None or self.view.keeps) and save not in self.unwanted
 
     def decide(self, condition: Any) -> bool:
         """Whether a condition holds: the same in all processes that run the graph."""
-        return bool(condition) if self.view is None else self.view.agree(bool(condition))
+        return bool(condition) if self.view is None else bool(self.view.agree(bool(condition)))
 
     def note_whole(self, part: torch.Tensor, whole: torch.Tensor, where: Index) -> None:
         """Remember of which tensor `part` is a part: gradients are those of the whole."""

@@ -4,6 +4,9 @@ Every graph has a run and hooks of its own; at each point it is shown its rows, 
 goes wrong in one ends that one only. Whatever cannot be the same as alone is refused here, and to be run alone: a prompt with
 padding (a mask for one changes how all are computed), a change of what all rows have in common, a value of which it is
 not certain where the rows are, a call of a module that keeps a state.
+
+In a model that is spread over several processes all of them do this alike. There only such an error of a graph is its own of
+which it is certain that all have it; any other ends the forward for all graphs, in all processes.
 """
 
 from __future__ import annotations
@@ -19,23 +22,25 @@ from nnsight_hpc.execution.batch import Batch
 from nnsight_hpc.execution.changes import Changes
 from nnsight_hpc.execution.fake_model import Call
 from nnsight_hpc.execution.interleave import Interleaver, Left
+from nnsight_hpc.execution.joint_view import JointView
 from nnsight_hpc.execution.layouts import shown
 from nnsight_hpc.execution.locate import find_module
-from nnsight_hpc.execution.moments import After, Before
 from nnsight_hpc.execution.order import check_order
-from nnsight_hpc.execution.own_rows import OwnAfter, OwnBefore, OwnRows, Whole
+from nnsight_hpc.execution.own_rows import OwnMoment, OwnRows, Whole
 from nnsight_hpc.execution.run import Run, complete
 from nnsight_hpc.execution.shared import Shared
 from nnsight_hpc.graph.build import CALL
+from nnsight_hpc.wire.errors import ExecutionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from nnsight_hpc.execution.estimate import Guard
     from nnsight_hpc.execution.moments import Moment
+    from nnsight_hpc.execution.shared_guard import SharedGuard
     from nnsight_hpc.execution.steps import Step
     from nnsight_hpc.execution.stops import Stop
-    from nnsight_hpc.execution.view import ShardedPlace
+    from nnsight_hpc.execution.view import FullView
     from nnsight_hpc.graph.nodes import Graph
 
 
@@ -47,20 +52,33 @@ class Task:
     tensors: Mapping[str, torch.Tensor]
     cancelled: Callable[[], bool] | None
     log: Callable[[str, str], None]
-    guard: Guard | None
+    guard: Guard | SharedGuard | None
 
 
-def run_together(tasks: Sequence[Task], module: torch.nn.Module) -> list[dict[str, Any] | Exception]:
+def run_together(
+    tasks: Sequence[Task], module: torch.nn.Module, *, view: FullView | None = None
+) -> list[dict[str, Any] | Exception]:
     """What each graph saves, or what went wrong with it; the others are not touched by that.
 
     All graphs have one key (`graph.cobatch`). The model is as before afterwards, as after `run_graph`. An exception other than
     `RequestCancelled` says nothing of how the graph does alone, which is to be tried. A graph equals itself run alone but for
     the last bits: matrices of other shapes are summed in another order.
+
+    Parameters
+    ----------
+    view
+        As in `run_graph`; all processes have the same graphs in the same order. Who cancels, logs and guards may differ.
+
+    Raises
+    ------
+    Exception
+        With a view: something went wrong that may have done so in this process alone, a cancelled graph among it. It has to
+        end the forward in the others, too. Nothing is known of any graph then.
     """
     changes, before = Changes(), torch.is_grad_enabled()
     try:
         with torch.set_grad_enabled(False):
-            company = _Company(module, changes)
+            company = _Company(module, changes, view)
             company.go(tasks)
     except BaseException:  # as in `run_graph`
         changes.undo()
@@ -78,8 +96,9 @@ class _Company:
         Whether some member's nodes run just now: a module that they call is not the forward.
     """
 
-    def __init__(self, module: torch.nn.Module, changes: Changes) -> None:
+    def __init__(self, module: torch.nn.Module, changes: Changes, view: FullView | None) -> None:
         self.module, self.changes = module, changes
+        self.view = None if view is None else JointView(view)
         self.members: list[_Member] = []
         self.firing = False
 
@@ -89,6 +108,14 @@ class _Company:
             self._forward(present)
         for member in self.members:
             member.end()
+        if self.view is not None:
+            self.view.check_alike(*(member.outcome for member in self.members))
+
+    def isolates(self, error: Exception) -> bool:
+        """Whether an error is one graph's alone: the same in each process, which goes on without that graph."""
+        if self.view is None:
+            return True
+        return isinstance(error, ExecutionFailed | ValueError) and not isinstance(error, MemoryError)
 
     @property
     def present(self) -> list[_Member]:
@@ -108,8 +135,10 @@ class _Company:
                     member.returned(output)
             except Left:
                 pass
-            except Exception as error:  # noqa: BLE001 - whose fault it is, each finds out alone
-                for member in self.present:
+            except Exception as error:
+                if self.view is not None:
+                    raise
+                for member in self.present:  # whose fault it is, each finds out alone
                     member.fail(error)
 
 
@@ -125,7 +154,8 @@ class _Member:
     """
 
     def __init__(self, task: Task, company: _Company) -> None:
-        self._graph, self._error = task.graph, None  # type: Graph, Exception | None
+        self._graph, self._company = task.graph, company
+        self._error: Exception | None = None
         self.present = False
         with self._isolated():
             self._begin(task, company)
@@ -135,7 +165,8 @@ class _Member:
         _check_calls(task.graph, company.module)
         if schedule.gradients or any(tensor.requires_grad for tensor in task.tensors.values()):
             raise ValueError("gradients are computed for one graph at a time")
-        shared = Shared(company.module, task.tensors, task.cancelled, task.log, (), False, company.changes, None)
+        view, changes = company.view, company.changes
+        shared = Shared(company.module, task.tensors, task.cancelled, task.log, (), False, changes, view)
         self._run = Run(schedule, shared, task.guard)
         check_order(schedule, shared.tensors, company.module)
         self._run.run_ready()
@@ -151,12 +182,19 @@ class _Member:
     def result(self) -> dict[str, Any] | Exception:
         return self._error or self._run.saved_by(self._graph)
 
+    @property
+    def outcome(self) -> str:
+        """Its error's name, if any."""
+        return type(self._error).__name__ if self._error else ""
+
     @contextmanager
     def _isolated(self) -> Iterator[None]:
         """What goes wrong is this graph's alone."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is handed on
+        except Exception as error:
+            if not self._company.isolates(error):
+                raise
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
@@ -207,23 +245,11 @@ class _Hooks(Interleaver):
     def _fire(self, moment: Moment, stop: Stop) -> None:
         self._company.firing = True
         try:
-            self._member.fire(super()._fire, moment, stop)
+            self._member.fire(super()._fire, OwnMoment(moment, self.rows, stop.points[0]), stop)
         finally:
             self._company.firing = False
         if not self._company.present:
             raise Left
-
-    def _entering(
-        self, place: ShardedPlace | None, stop: Stop | None, args: Any, kwargs: Any, *, within: bool = False
-    ) -> Before:
-        assert place is None, "who shares a forward has the model in one process"
-        assert not within, "who shares a forward looks at whole modules"
-        return Before(args, kwargs) if stop is None else OwnBefore(self.rows, stop.points[0], args, kwargs)
-
-    def _leaving(self, place: ShardedPlace | None, stop: Stop | None, output: Any, *, within: bool = False) -> After:
-        assert place is None, "who shares a forward has the model in one process"
-        assert not within, "who shares a forward looks at whole modules"
-        return After(output) if stop is None else OwnAfter(self.rows, stop.points[0], output)
 
 
 def _joined(given: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class FullView(Protocol):
     def parameter(self, tensor: torch.Tensor) -> torch.Tensor:
         """The whole of a parameter or buffer."""
 
-    def agree(self, decision: bool) -> bool:
-        """The same decision in all processes, whose arithmetic may differ in the last bits (atomic additions of a GPU)."""
+    def agree(self, number: int) -> int:
+        """The first process's number in all of them, whose arithmetic may differ in the last bits (a GPU's atomic sums)."""
 
 
 class ShardedPlace:
@@ -80,7 +80,7 @@ class Visit:
 
     def __init__(self, place: ShardedPlace, local: Any, *, root_only: bool) -> None:
         self._place, self._local, self._root_only = place, local, root_only
-        self._before: tuple[list[Any], list[int]] | None = None
+        self._before: Content | None = None
         self.seen = False
 
     def whole(self) -> Any:
@@ -88,21 +88,29 @@ class Visit:
         self.seen = True
         whole = self._place.whole(self._local, root_only=self._root_only)
         if not torch.is_grad_enabled():  # else what comes later has to go through the whole one, to reach its gradient
-            self._before = _marks(whole)
+            self._before = Content(whole)
         return whole
 
     def left(self, tree: Any) -> Any:
         """What the model goes on with: its own value where nothing has changed it, so that a look changes nothing."""
         if not self.seen:
             return tree
-        if self._before is not None:
-            now, then = _marks(tree), self._before
-            if len(now[0]) == len(then[0]) and all(map(is_, now[0], then[0])) and now[1] == then[1]:
-                return self._local
+        if self._before is not None and self._before.is_still(tree):
+            return self._local
         return self._place.own(tree)
 
 
-def _marks(tree: Any) -> tuple[list[Any], list[int]]:
-    """What a nested value consists of, and how often each tensor in it was written into."""
-    found = [*leaves(tree)]
-    return found, [leaf._version for leaf in found if isinstance(leaf, torch.Tensor)]  # noqa: SLF001 - torch's one counter
+class Content:
+    """What a nested value consists of now, and how often each tensor in it was written into."""
+
+    __slots__ = ("_leaves", "_versions")
+
+    def __init__(self, tree: Any) -> None:
+        self._leaves = [*leaves(tree)]
+        self._versions = [leaf._version for leaf in self._leaves if isinstance(leaf, torch.Tensor)]  # noqa: SLF001 - torch's one counter
+
+    def is_still(self, tree: Any) -> bool:
+        """Whether a nested value consists of the very same, which nobody has written into since."""
+        now = Content(tree)
+        same = len(now._leaves) == len(self._leaves) and all(map(is_, now._leaves, self._leaves))
+        return same and now._versions == self._versions

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -45,13 +46,21 @@ class ShardedView:
     Attributes
     ----------
     keeps
-        Whether what a graph saves is kept on this rank: on rank 0.
+        Whether what a graph saves is kept on this rank: on rank 0, or on all.
+    all_keep
+        Whether it is on all.
     """
 
     def __init__(self, world: World, module: nn.Module, unsharded: nn.Module) -> None:
-        self.keeps = world.rank == 0
+        self.keeps, self.all_keep = world.rank == 0, False
         self._device = world.device
         self._learning = Learning(module, unsharded)
+
+    def kept_by_all(self) -> Self:
+        """The same view, by which every rank keeps what a graph saves."""
+        other = copy.copy(self)
+        other.keeps = other.all_keep = True
+        return other
 
     def prepare(self, call: Call, operations: frozenset[str]) -> None:
         """Learn what such a call, and these operations inside of forwards, need; collective where that is new."""
@@ -68,13 +77,14 @@ class ShardedView:
     def whole(self, path: str, side: str, tree: Any, *, root_only: bool = False) -> Any:
         """The nested value at a place with every tensor whole, differentiably; collective.
 
-        With `root_only` other ranks than the first get tensors of the right shape, without memory.
+        With `root_only` ranks that keep nothing get tensors of the right shape, without memory.
 
         Raises
         ------
         InvalidGraph
             Something at the place cannot be put together.
         """
+        root_only = root_only and not self.all_keep
         return self._mapped(path, side, tree, lambda part, leaf: part.whole(leaf, root_only=root_only))
 
     def own(self, path: str, side: str, tree: Any) -> Any:
@@ -93,11 +103,11 @@ class ShardedView:
         """The whole of a parameter or buffer; collective for one that is split."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def agree(self, decision: bool) -> bool:
-        """The decision of rank 0 on all ranks; collective."""
-        said = torch.tensor(decision, dtype=torch.uint8, device=self._device)
+    def agree(self, number: int) -> int:
+        """The number of rank 0 on all ranks, of 64 bits; collective."""
+        said = torch.tensor(number, dtype=torch.int64, device=self._device)
         dist.broadcast(said, src=0)
-        return bool(said.item())
+        return int(said.item())
 
     def _parts(self, path: str, side: str) -> Mapping[str, Known] | None:
         """What is known of the leaves at a place; None where nothing is."""

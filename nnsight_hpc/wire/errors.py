@@ -7,6 +7,7 @@
     │   └── InvalidGraph    a graph is refused: structure, an operation that is not allowed, a limit
     ├── NotFound            a pool, a request, a dataset, a file or a model that is not there
     ├── Conflict            a name that exists, a state that does not allow it
+    │   └── TakenOver       another writer has this part of a dataset now; a worker's own affair
     ├── Denied              a refused login, an unknown host key, somebody else's request, what a pool's policy forbids
     ├── Unreachable         a host, a daemon or a program on the other side that does not answer
     ├── Incompatible        two sides that speak different versions
@@ -109,6 +110,10 @@ class Conflict(HpcError):
     http_status = 409
 
 
+class TakenOver(Conflict):
+    """Another writer has this part of the dataset now. It passes between the ranks of a replica, and reaches no user."""
+
+
 class Denied(HpcError):
     exit_code = 6
     http_status = 403
@@ -166,7 +171,7 @@ _RAISED_AS_THEMSELVES: tuple[type[Exception], ...] = (
     ValueError,
     ZeroDivisionError,
 )
-_KINDS: dict[str, type[HpcError]] = {name: globals()[name] for name in __all__}
+_KINDS: dict[str, type[HpcError]] = {name: globals()[name] for name in (*__all__, "TakenOver")}
 
 
 @cache

@@ -116,7 +116,8 @@ class SlicesOpened(Message, frozen=True):
 class SliceProgress(Message, frozen=True):
     """How much of one slice its worker has written, and at how many tokens a second.
 
-    `overflows` counts, by capture, values that became infinite in the dataset's dtype; it is there at the slice's end.
+    At the slice's end there are the `overflows`: values that became infinite in the dataset's dtype, by capture; and how many
+    tokens were run for it, without and with padding.
     """
 
     slice: int
@@ -125,6 +126,8 @@ class SliceProgress(Message, frozen=True):
     bytes: int = 0
     speed: float = 0.0
     overflows: dict[str, int] = msgspec.field(default_factory=dict)
+    run_tokens: int = 0
+    padded_tokens: int = 0
 
 
 class SliceAsk(Message, frozen=True):
@@ -137,8 +140,8 @@ class SliceAsk(Message, frozen=True):
 class SliceGiven(Message, frozen=True):
     """The slice that a worker is to write; None: all are written or with others.
 
-    `complete`: all are written, with these `overflows`. `leave`: this worker is not needed for the dump any more. Not
-    `known`: the daemon was started anew, and is to be told first what is written.
+    `complete`: all are written, with these `overflows` and this share of `padding` in what was run. `leave`: this worker is
+    not needed for the dump any more. Not `known`: the daemon was started anew, and is to be told first what is written.
     """
 
     slice: int | None = None
@@ -146,6 +149,7 @@ class SliceGiven(Message, frozen=True):
     leave: bool = False
     known: bool = True
     overflows: dict[str, int] = msgspec.field(default_factory=dict)
+    padding: float = 0.0
 
 
 class EndRecord(Message, frozen=True):

@@ -14,7 +14,7 @@ from nnsight_hpc.storage.schema import LOGICAL_DTYPES, physical_dtype
 from nnsight_hpc.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Run = Callable[[Graph, Mapping[str, torch.Tensor]], Mapping[str, Any]]
     """Runs a graph with its tensors, and returns what it saves."""
+
+Index = tuple[int | slice, ...]
+"""Some rows in a value of a forward: a document, and of it some tokens; or some documents."""
 
 _FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 _PROBES = ((2, 3), (5, 7))
@@ -47,10 +50,13 @@ class Program(NamedTuple):
     padding: int
     run: Run
 
-    def on(self, documents: Sequence[npt.NDArray[np.int32]]) -> tuple[Mapping[str, Any], torch.Tensor]:
-        """What the graph keeps of documents that share a forward, and their mask ``[documents, longest]``."""
-        batch = batch_of(documents, self.padding)
-        return self.run(self.graph, {**self.tensors, **batch}), batch["attention_mask"]
+    def on(self, documents: Sequence[npt.NDArray[np.int32]]) -> Mapping[str, Any]:
+        """What the graph keeps of documents that share a forward."""
+        return self.run(self.graph, self.tensors_for(documents))
+
+    def tensors_for(self, documents: Sequence[npt.NDArray[np.int32]]) -> Mapping[str, torch.Tensor]:
+        """All that the graph is given in a forward of these documents."""
+        return {**self.tensors, **batch_of(documents, self.padding)}
 
 
 def probe(program: Program, dtype: str) -> tuple[CaptureSpec, ...]:
@@ -65,7 +71,7 @@ def probe(program: Program, dtype: str) -> tuple[CaptureSpec, ...]:
     """
     if dtype != "auto" and dtype not in _FLOATS:
         raise InvalidInput(f"activations cannot be stored as {dtype!r}", next=f"use auto, {', '.join(_FLOATS)}")
-    seen = [program.on([np.zeros(tokens, dtype=np.int32)] * documents)[0] for documents, tokens in _PROBES]
+    seen = [program.on([np.zeros(tokens, dtype=np.int32)] * documents) for documents, tokens in _PROBES]
     nodes, saves = program.graph.nodes, program.graph.saves
     lines = {name: str(nodes[save].source or "") for name, save in saves.items()}
     return tuple(_spec(name, [values[name] for values in seen], dtype, lines[name]) for name in seen[0])
@@ -113,38 +119,45 @@ def _tensor(name: str, value: Any, where: str = "") -> torch.Tensor:
 
 
 class Captor:
-    """Runs batches. `overflows` counts, by capture, finite values that the stored dtype cannot hold."""
+    """Makes arrays of what a graph has kept; `overflows` counts, by capture, finite values that the dtype cannot hold."""
 
-    def __init__(self, program: Program, captures: Sequence[CaptureSpec]) -> None:
-        self._program = program
+    def __init__(self, captures: Sequence[CaptureSpec]) -> None:
         self._captures = {capture.name: capture for capture in captures}
         self.overflows: Counter[str] = Counter()
 
-    def bytes(self, tokens: int, documents: int) -> int:
-        """Of all captures of so many tokens and documents."""
-        rows = {"token": tokens, "document": documents}
-        return sum(rows[capture.rows] * row_bytes(capture) for capture in self._captures.values())
+    def stored(self, name: str, value: Any, wanted: Sequence[Index]) -> npt.NDArray[Any]:
+        """Rows of a value that was kept of a forward, as they are stored: ``[rows, …]``.
 
-    def run(self, documents: Sequence[npt.NDArray[np.int32]]) -> Mapping[str, npt.NDArray[Any]]:
-        """What is kept of documents that share a forward: by name ``[documents, longest, …]``, or ``[documents, …]``.
+        bfloat16 comes as its bits in uint16. Only these rows are converted, copied from a GPU, and held by the array; where
+        nothing is to be done, they are the value's own memory, into which nobody writes any more.
 
-        bfloat16 comes as its bits in uint16. Rows of padding (after a document's end) hold no meaning.
-        Raises `RequestCancelled` and `ExecutionFailed` as `run_graph` does.
+        Parameters
+        ----------
+        wanted
+            Where the rows are in ``[documents, longest, …]``, or ``[documents, …]``: one or more, in their order.
         """
-        values, mask = self._program.on(documents)
-        return {name: self._stored(name, _tensor(name, value), mask) for name, value in values.items()}
-
-    def _stored(self, name: str, value: torch.Tensor, mask: torch.Tensor) -> npt.NDArray[Any]:
-        capture, found = self._captures[name], value.detach()
-        wanted = getattr(torch, capture.dtype)
-        converted = found.to(wanted)
-        if converted.dtype != found.dtype and (infinite := converted.isinf()).any():
-            lost = infinite & found.isfinite()
-            real = lost[mask.bool().to(found.device)] if capture.rows == "token" else lost
-            self.overflows[name] += int(real.sum())
+        capture, found = self._captures[name], _tensor(name, value).detach()
+        rows, dtype = _rows(found, wanted, _LEADING[capture.rows]), getattr(torch, capture.dtype)
+        converted = rows.to(dtype)
+        if converted.dtype != rows.dtype and (infinite := converted.isinf()).any():
+            self.overflows[name] += int((infinite & rows.isfinite()).sum())
         stored = converted.cpu()
-        array: npt.NDArray[Any] = (stored.view(torch.uint16) if wanted is torch.bfloat16 else stored).numpy()
+        array: npt.NDArray[Any] = (stored.view(torch.uint16) if dtype is torch.bfloat16 else stored).numpy()
         return array
+
+
+def _rows(value: torch.Tensor, wanted: Sequence[Index], leading: int) -> torch.Tensor:
+    """The wanted rows ``[rows, …]`` of a value whose rows make up so many leading dimensions; a copy unless it is all rows."""
+    parts = [value[index] for index in wanted]
+    if sum(map(len, parts)) == math.prod(value.shape[:leading]):
+        return value.flatten(0, leading - 1)
+    return torch.cat(parts)
+
+
+def bytes_of(captures: Iterable[CaptureSpec], tokens: int, documents: int) -> int:
+    """Of all captures of so many tokens and documents."""
+    rows = {"token": tokens, "document": documents}
+    return sum(rows[capture.rows] * row_bytes(capture) for capture in captures)
 
 
 def row_bytes(capture: CaptureSpec) -> int:

@@ -2,28 +2,25 @@
 
 The plan (rows, slices, batches) follows from the request alone. So a dump that was killed goes on with the slices that
 are missing, on whatever worker, several workers may write slices of it at the same time, and the dataset is byte for byte
-that of one undisturbed run on such a machine. Forward passes and writing overlap: the storage has a thread that writes.
+that of one undisturbed run on such a machine. Forward passes and writing overlap: the storage has a thread that writes. Of a
+replica with several ranks each writes some of the files (`scribes`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
-import numpy as np
 
-from nnsight_hpc.slurm.worker.capture import Captor, Program, probe
+from nnsight_hpc.slurm.worker.capture import Program, bytes_of, probe
 from nnsight_hpc.slurm.worker.corpus import Inputs, make_inputs
-from nnsight_hpc.slurm.worker.plan import batches, documents_in, padded_tokens
+from nnsight_hpc.slurm.worker.slice_work import slice_work
 from nnsight_hpc.slurm.worker.slices import Turn
 from nnsight_hpc.storage import DatasetWriter, dataset_folder, read_attributes
 from nnsight_hpc.storage.finish import tidy_up
-from nnsight_hpc.storage.schema import fill_value, physical_dtype
-from nnsight_hpc.storage.shards import TakenOver
-from nnsight_hpc.wire.errors import InvalidInput, NotFound, RequestCancelled
+from nnsight_hpc.wire.errors import InvalidInput, NotFound, RequestCancelled, TakenOver
 from nnsight_hpc.wire.messages import DumpProgress, DumpSpec
 from nnsight_hpc.wire.workers import SliceProgress, SlicesOpened
 
@@ -35,9 +32,11 @@ if TYPE_CHECKING:
     from nnsight_hpc.slurm.worker.allowance import Allowance
     from nnsight_hpc.slurm.worker.capture import Run
     from nnsight_hpc.slurm.worker.dump_job import Job
+    from nnsight_hpc.slurm.worker.scribe import Hands, Sealed
+    from nnsight_hpc.slurm.worker.slice_work import SliceWork
     from nnsight_hpc.slurm.worker.slices import Slices
     from nnsight_hpc.storage import CaptureSpec
-    from nnsight_hpc.storage.slices import SliceRange, SliceWriter
+    from nnsight_hpc.storage.slices import SliceRange
 
 SLICE_ROWS = 1 << 16
 """Tokens of a slice, rounded up to whole shards: so much work is lost when a worker is killed."""
@@ -52,7 +51,7 @@ Steps: TypeAlias = "Generator[None, None, dict[str, Any]]"
 def dump(
     job: Job,
     loaded: Loaded,
-    run: Run,
+    hands: Hands,
     datasets: Path,
     allowance: Allowance,
     *,
@@ -66,8 +65,6 @@ def dump(
 
     Parameters
     ----------
-    run
-        Runs the graph with its tensors on the model.
     datasets
         The folder in which ``NAME.zarr`` lies; made when it is not there.
     allowance
@@ -92,10 +89,10 @@ def dump(
     HpcError
         The dataset cannot be written (disk full).
     """
-    ready = prepared(job, loaded, run, cancelled)
-    spec, inputs, captures, captor = ready
+    ready = prepared(job, loaded, hands.run, cancelled)
+    spec, inputs, captures, _ = ready
     tokens = inputs.tokens
-    size = captor.bytes(len(tokens.input_ids), len(tokens.ids))
+    size = bytes_of(captures, len(tokens.input_ids), len(tokens.ids))
     allowance.check(size, f"dataset {spec.name}", "all captures of all tokens")
     datasets.mkdir(parents=True, exist_ok=True)
     provenance, path = job.provenance(loaded), dataset_folder(datasets, spec.name, spec.format)
@@ -105,7 +102,7 @@ def dump(
         raise NotFound(f"dataset {spec.name} is not there any more", where=str(path))
     else:
         DatasetWriter.create(path, captures=captures, tokens=tokens, provenance=provenance, rows_per_slice=SLICE_ROWS)
-    return (yield from _Dump(path, ready, slices, cancelled).run())
+    return (yield from _Dump(path, ready, hands, slices, cancelled).run())
 
 
 class Prepared(NamedTuple):
@@ -114,7 +111,7 @@ class Prepared(NamedTuple):
     spec: DumpSpec
     inputs: Inputs
     captures: tuple[CaptureSpec, ...]
-    captor: Captor
+    program: Program
 
 
 def prepared(job: Job, loaded: Loaded, run: Run, cancelled: Callable[[], bool]) -> Prepared:
@@ -126,7 +123,7 @@ def prepared(job: Job, loaded: Loaded, run: Run, cancelled: Callable[[], bool]) 
     program = Program(job.graph, job.tensors, padding, run)
     captures = probe(program, job.spec.dtype)
     _check_rows(captures, inputs, job)
-    return Prepared(job.spec, inputs, captures, Captor(program, captures))
+    return Prepared(job.spec, inputs, captures, program)
 
 
 def _check_rows(captures: Sequence[CaptureSpec], inputs: Inputs, job: Job) -> None:
@@ -143,10 +140,11 @@ def _check_rows(captures: Sequence[CaptureSpec], inputs: Inputs, job: Job) -> No
 class _Dump:
     """What one worker writes of a dump: the slices that it is given, one after another."""
 
-    def __init__(self, path: Path, ready: Prepared, slices: Slices, cancelled: Callable[[], bool]) -> None:
-        spec, inputs, captures, captor = ready
-        self._path, self._inputs, self._tokens, self._captor = path, inputs, inputs.tokens, captor
-        self._captures = {capture.name: capture for capture in captures}
+    def __init__(
+        self, path: Path, ready: Prepared, hands: Hands, slices: Slices, cancelled: Callable[[], bool]
+    ) -> None:
+        spec, self._inputs, self._captures, self._program = ready
+        self._path, self._tokens, self._hands = path, self._inputs.tokens, hands
         self._batch_tokens, self._slices, self._cancelled = spec.batch_tokens, slices, cancelled
         self._rows = self._run_tokens = self._padded_tokens = 0
         self._slice = SliceProgress(slice=0)
@@ -183,53 +181,51 @@ class _Dump:
         """Write a slice, unless it is there already; None where another worker has taken it over."""
         if writer.is_written(part.number):
             return self._whole(part)
-        before = Counter(self._captor.overflows)
         self._slice = SliceProgress(slice=part.number)
+        run, padded = self._run_tokens, self._padded_tokens
+        work = slice_work(writer.plan(part.number), self._inputs, self._captures, self._batch_tokens)
         try:
-            with writer.slice(part.number) as slice_writer:
-                self._write_empty(part, slice_writer)
-                yield from self._write_batches(part, slice_writer)
+            sealed = yield from self._commit(work)
         except TakenOver as error:
             logger.warning("slice %d is not written here: %s", part.number, error.what)
             return None
         logger.info("slice %d of %d is written", part.number + 1, writer.attributes.slices)
-        return msgspec.structs.replace(self._whole(part), overflows=dict(self._captor.overflows - before))
+        return msgspec.structs.replace(
+            self._whole(part),
+            overflows=sealed.overflows,
+            run_tokens=self._run_tokens - run,
+            padded_tokens=self._padded_tokens - padded,
+        )
 
-    def _write_batches(self, part: SliceRange, writer: SliceWriter) -> Iterator[None]:
-        inputs = documents_in(self._inputs.offset, part.start, part.stop)
-        lengths = [self._inputs.length(index) for index in inputs]
-        for batch in batches(lengths, self._batch_tokens):
+    def _commit(self, work: SliceWork) -> Generator[None, None, Sealed]:
+        """Have a slice written and commit it, or leave nothing of it."""
+        scribe = self._hands.scribe
+        work.plan.begin()
+        try:
+            scribe.begin(work)
+            yield from self._write_batches(work)
+            sealed = scribe.seal()
+            scribe.publish()
+        except BaseException:
+            scribe.close()
+            raise
+        work.plan.commit(sealed.entries)
+        return sealed
+
+    def _write_batches(self, work: SliceWork) -> Iterator[None]:
+        for pieces in work.batches:
             self._report()
-            self._padded_tokens += padded_tokens(batch, lengths)
-            self._run_tokens += sum(lengths[index] for index in batch)
-            self._write_batch([inputs[index] for index in batch], part, writer)
+            documents = [self._inputs.ids(piece.input) for piece in pieces]
+            self._padded_tokens += len(documents) * max(map(len, documents))
+            self._run_tokens += sum(map(len, documents))
+            self._hands.write(self._program.graph, self._program.tensors_for(documents))
+            for piece in pieces:
+                self._count(piece.start, piece.stop)
             ended = time.monotonic()
             yield
             self._begun += time.monotonic() - ended  # what it has paused is no time of its own
-            if not self._slices.keeps(part.number):
+            if not self._slices.keeps(work.plan.range.number):
                 raise TakenOver("another worker has gone on with it", where=str(self._path))
-
-    def _write_batch(self, inputs: Sequence[int], part: SliceRange, writer: SliceWriter) -> None:
-        """Run the inputs together, and write of each the rows that are its own and in this slice."""
-        values = self._captor.run([self._inputs.ids(index) for index in inputs])
-        for row, index in enumerate(inputs):
-            begin, own, stop = (int(x) for x in (self._inputs.begin[index], *self._inputs.offset[index : index + 2]))
-            first, last = max(own, part.start), min(stop, part.stop)
-            for name, value in values.items():
-                if self._captures[name].rows == "token":
-                    writer.write(name, first, value[row, first - begin : last - begin])
-                elif part.start <= own:  # the document begins here
-                    writer.write(name, index, value[row : row + 1])
-            self._count(first, last)
-
-    def _write_empty(self, part: SliceRange, writer: SliceWriter) -> None:
-        """Documents without tokens have rows without values."""
-        empty = [n for n in range(*part.documents) if self._tokens.offset[n] == self._tokens.offset[n + 1]]
-        for capture in self._captures.values() if empty else ():
-            if capture.rows == "document":
-                row = np.full((1, *capture.width_shape), fill_value(capture.dtype), physical_dtype(capture.dtype))
-                for number in empty:
-                    writer.write(capture.name, number, row)
 
     def _count(self, start: int, stop: int) -> None:
         """Count rows of the slice that are written, and the documents that end in them."""
@@ -241,7 +237,7 @@ class _Dump:
         return self._counted(part.number, part.stop - part.start, self._ending(part.start, part.stop))
 
     def _counted(self, number: int, tokens: int, documents: int) -> SliceProgress:
-        size = self._captor.bytes(tokens, documents)
+        size = bytes_of(self._captures, tokens, documents)
         return SliceProgress(slice=number, documents=documents, tokens=tokens, bytes=size)
 
     def _ending(self, start: int, stop: int) -> int:
@@ -263,7 +259,7 @@ class _Dump:
                 tokens=sum(one.tokens for one in written),
                 tokens_total=rows,
                 bytes=sum(one.bytes for one in written),
-                bytes_total=self._captor.bytes(rows, documents),
+                bytes_total=bytes_of(self._captures, rows, documents),
             ),
         )
 
@@ -276,7 +272,7 @@ class _Dump:
 
     def _summary(self) -> dict[str, Any]:
         """For the request's result: sizes, the share of padding in what was run, and values that overflowed."""
-        padding = 1 - self._run_tokens / self._padded_tokens if self._padded_tokens else 0.0
+        padding = self._slices.padding
         overflows = {name: count for name, count in self._slices.overflows.items() if count}
         seconds = time.monotonic() - self._begun
         logger.info("%d tokens in %.1f s, %.1f %% padding", self._rows, seconds, 100 * padding)
@@ -287,7 +283,7 @@ class _Dump:
             "path": str(self._path),
             "documents": documents,
             "tokens": tokens,
-            "bytes": self._captor.bytes(tokens, documents),
+            "bytes": bytes_of(self._captures, tokens, documents),
             "seconds": seconds,
             "padding": padding,
             "overflows": overflows,

@@ -10,6 +10,7 @@ from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.dump_job import Job
 from nnsight_hpc.slurm.worker.measure import measure
 from nnsight_hpc.slurm.worker.model import Program, silent
+from nnsight_hpc.slurm.worker.scribe import Hands
 from nnsight_hpc.wire.messages import encode
 from nnsight_hpc.wire.names import dump_of
 
@@ -101,13 +102,17 @@ class Dumps:
                 logger.info("%s gives way", lease.id)
                 return None
 
-    def _resumed(self, lease: Lease, orders: Orders) -> _Open | None:
+    def close(self) -> None:
+        """Give up what has paused: whoever goes on with it begins its slice anew."""
         paused, self._paused = self._paused, None
-        if paused is None:
+        if paused is not None:
+            paused.rest.close()
+
+    def _resumed(self, lease: Lease, orders: Orders) -> _Open | None:
+        if self._paused is None or dump_of(lease.id) != self._paused.dump:
+            self.close()
             return None
-        if dump_of(lease.id) != paused.dump:
-            paused.rest.close()  # whoever goes on with it begins its slice anew
-            return None
+        paused, self._paused = self._paused, None
         paused.slices.resume(lease)
         paused.orders = orders
         return paused
@@ -123,12 +128,17 @@ class Dumps:
             guard = guards.of(graph, tensors)
             return model.run(Program(graph, tensors), cancelled=cancelled, log=log, guard=guard)
 
+        def write(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
+            guard = guards.of(graph, tensors)
+            model.write(Program(graph, tensors), cancelled=cancelled, log=log, guard=guard)
+
         job = Job.read(frame, model.loaded)
         if job.spec.measure:
             return {"plan": encode(measure(job, model.loaded, run, datasets, cancelled)).decode()}
+        hands = Hands(run, write, model.scribe)
         return (
             yield from dump(
-                job, model.loaded, run, datasets, allowance, cancelled=cancelled, slices=opened.slices, begins=begins
+                job, model.loaded, hands, datasets, allowance, cancelled=cancelled, slices=opened.slices, begins=begins
             )
         )
 

@@ -13,6 +13,7 @@ from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.dump_job import Job
 from nnsight_hpc.slurm.worker.measure import measure
+from nnsight_hpc.slurm.worker.scribe import Hands, OwnScribe
 from nnsight_hpc.slurm.worker.slices import OwnSlices
 from nnsight_hpc.storage import ActivationDataset, dataset_folder
 from nnsight_hpc.wire.errors import InvalidInput
@@ -68,7 +69,9 @@ def dump_here(spec: DumpSpec, block: bytes, loaded: Loaded) -> DumpedHere:
         def show(progress: DumpProgress) -> None:
             bar.update(task, completed=progress.tokens, total=progress.tokens_total)
 
-        steps = dump(job, loaded, run, folder, Allowance(None), cancelled=_never, slices=OwnSlices(show))
+        scribe = OwnScribe()
+        hands = Hands(run, lambda graph, tensors: scribe.put(run(graph, tensors)), scribe)
+        steps = dump(job, loaded, hands, folder, Allowance(None), cancelled=_never, slices=OwnSlices(show))
         while True:
             try:
                 next(steps)

@@ -15,7 +15,7 @@ from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.attempt import Attempt, frame_of
 from nnsight_hpc.slurm.worker.dumps import Dumps, Orders
 from nnsight_hpc.slurm.worker.faults import changed_weights, end_of_gpu, free_memory, is_fatal, report_of
-from nnsight_hpc.slurm.worker.model import Alone, silent
+from nnsight_hpc.slurm.worker.model import silent
 from nnsight_hpc.slurm.worker.room import Room
 from nnsight_hpc.slurm.worker.together import Together
 from nnsight_hpc.slurm.worker.warmup import small_program
@@ -53,9 +53,9 @@ class Runner:
     def __init__(self, model: Model, control: Control, budget: int | None, slices: SlicesOf | None = None) -> None:
         self._model, self._control, self._given = model, control, budget
         self._budget, self._looked = 0, float("-inf")
-        self.room = Room(shared=isinstance(model, Alone))
+        self.room = Room()
         self._dumps = Dumps(model, slices, self.budget) if slices else None
-        self._together = Together(model.loaded.module, control, self.room, self._unchanged)
+        self._together = Together(model, control, self.room, self._unchanged)
 
     def warm_up(self) -> None:
         """Run a small graph as a request, so that nobody waits for what is imported and built at the first one only."""
@@ -68,13 +68,17 @@ class Runner:
 
     def serve(self, courier: Courier) -> None:
         """Run what the courier brings until it brings nothing more."""
-        while (leases := courier.next()) is not None:
-            self._control.busy(*(lease.id for lease in leases))
-            for ended in self.run(leases, courier.datasets, courier.say):
-                courier.done(ended)
-                time.sleep(_WAY)
-            self._control.ready()
-            self._look_at_budget()
+        try:
+            while (leases := courier.next()) is not None:
+                self._control.busy(*(lease.id for lease in leases))
+                for ended in self.run(leases, courier.datasets, courier.say):
+                    courier.done(ended)
+                    time.sleep(_WAY)
+                self._control.ready()
+                self._look_at_budget()
+        finally:
+            if self._dumps is not None:
+                self._dumps.close()
 
     def run(self, leases: Sequence[Lease], datasets: Path, say: Say) -> Iterator[Ended]:
         """How requests ended, as soon as some have; those that may share forwards first, the others one by one.

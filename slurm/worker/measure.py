@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from nnsight_hpc.slurm.worker.capture import row_bytes
+from nnsight_hpc.slurm.worker.capture import Captor, row_bytes
 from nnsight_hpc.slurm.worker.dump import SLICE_ROWS, prepared
 from nnsight_hpc.slurm.worker.plan import batches, documents_in, padded_tokens
 from nnsight_hpc.storage.create import planned_layouts
@@ -67,9 +67,11 @@ def _batches(inputs: Inputs, slice_rows: int, batch_tokens: int) -> Iterator[tup
 def _seconds(ready: Prepared, batch: list[int]) -> float:
     """How long a batch takes, once its like has been run before."""
     documents = [ready.inputs.ids(index) for index in batch]
-    ready.captor.run(documents)
+    ready.program.on(documents)
     begun = time.monotonic()
-    ready.captor.run(documents)
+    captor = Captor(ready.captures)
+    for name, value in ready.program.on(documents).items():
+        captor.stored(name, value, [(slice(None),)])
     return time.monotonic() - begun
 
 

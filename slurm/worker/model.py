@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from nnsight_hpc.execution import run_graph
 from nnsight_hpc.execution.resident import Resident
+from nnsight_hpc.execution.together import Task, run_together
 from nnsight_hpc.execution.values import load_tensors, save_tensors
 from nnsight_hpc.graph import Graph
+from nnsight_hpc.slurm.worker.scribe import OwnScribe
 from nnsight_hpc.wire.frames import pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
     from nnsight_hpc.execution.estimate import Guard
+    from nnsight_hpc.execution.shared_guard import SharedGuard
     from nnsight_hpc.models import Loaded
+    from nnsight_hpc.slurm.worker.scribe import Scribe
 
 
 _SMALL, _KEPT = 32 << 10, 64
@@ -54,6 +58,19 @@ def silent(_line: str, _source: str) -> None:
     """What becomes of what a graph says where nobody listens."""
 
 
+class Member(NamedTuple):
+    """A program that is to share a forward; the other fields are arguments of `run_graph`."""
+
+    program: Program
+    cancelled: Callable[[], bool] | None = None
+    log: Callable[[str, str], None] = silent
+    guard: Guard | SharedGuard | None = None
+
+    @property
+    def task(self) -> Task:
+        return Task(self.program.graph, self.program.tensors, self.cancelled, self.log, self.guard)
+
+
 class Model(Protocol):
     """A model that runs programs, one at a time, in the thread that made it; a context manager that lets it go.
 
@@ -61,6 +78,8 @@ class Model(Protocol):
     ----------
     sharers
         How many processes run each program in the same memory.
+    scribe
+        Writes what `write` keeps.
     """
 
     @property
@@ -68,6 +87,9 @@ class Model(Protocol):
 
     @property
     def sharers(self) -> int: ...
+
+    @property
+    def scribe(self) -> Scribe: ...
 
     def __enter__(self) -> Self: ...
 
@@ -83,6 +105,25 @@ class Model(Protocol):
     ) -> dict[str, Any]:
         """What the program saves; arguments and errors as for `run_graph`."""
 
+    def write(
+        self,
+        program: Program,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        log: Callable[[str, str], None] = silent,
+        guard: Guard | None = None,
+    ) -> None:
+        """Run the next batch of the slice that `scribe` has begun, and write what it saves; else as `run`."""
+
+    def run_together(self, members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
+        """What each program saves, or what went wrong with it, as `execution.together.run_together`.
+
+        Raises
+        ------
+        HpcError
+            Of a model on several ranks: the forward has ended for all, `RequestCancelled` where one of them was.
+        """
+
     def restore(self) -> bool:
         """Put back what a program has left beside the weights; False where it has changed those."""
 
@@ -94,6 +135,7 @@ class Alone:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded, self._resident = loaded, Resident(loaded.module)
+        self.scribe = OwnScribe()
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +153,19 @@ class Alone:
     ) -> dict[str, Any]:
         module = self.loaded.module
         return run_graph(program.graph, program.tensors, module, cancelled=cancelled, log=log, guard=guard)
+
+    def write(
+        self,
+        program: Program,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        log: Callable[[str, str], None] = silent,
+        guard: Guard | None = None,
+    ) -> None:
+        self.scribe.put(self.run(program, cancelled=cancelled, log=log, guard=guard))
+
+    def run_together(self, members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
+        return run_together([member.task for member in members], self.loaded.module)
 
     def restore(self) -> bool:
         return self._resident.restore()

@@ -16,8 +16,8 @@ class Room:
         How many may share the next forward.
     """
 
-    def __init__(self, *, shared: bool) -> None:
-        self.requests = _MOST if shared else 1
+    def __init__(self) -> None:
+        self.requests = _MOST
         self.tokens = _MOST_TOKENS
         self._ceiling = _MOST_TOKENS
 

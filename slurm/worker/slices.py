@@ -48,10 +48,15 @@ class Slices(Protocol):
     ----------
     overflows
         Once `next` has said `Turn.COMPLETE`: those of all slices, by capture.
+    padding
+        Likewise: which part of what was run for them is padding.
     """
 
     @property
     def overflows(self) -> dict[str, int]: ...
+
+    @property
+    def padding(self) -> float: ...
 
     def open(self, found: Callable[[], SlicesOpened]) -> None:
         """Begin; `found` looks at what is on disk, now and whenever that is to be known again."""
@@ -76,6 +81,10 @@ class OwnSlices:
     @property
     def overflows(self) -> dict[str, int]:
         return dict(self._queue.overflows) if self._queue else {}
+
+    @property
+    def padding(self) -> float:
+        return self._queue.padding if self._queue else 0.0
 
     def open(self, found: Callable[[], SlicesOpened]) -> None:
         self._queue = SliceQueue(found())
@@ -113,6 +122,7 @@ class SharedSlices:
     def __init__(self, link: Link, control: Control, lease: Lease) -> None:
         self._link, self._control, self._lease = link, control, lease
         self.overflows: dict[str, int] = {}
+        self.padding = 0.0
         self._resumed = False
         self._next: int | None = None
         self._backoff = Backoff()
@@ -149,7 +159,7 @@ class SharedSlices:
             given = self._given(ask)
         if given is None:
             return self._without_daemon(ask)
-        self._backoff, self.overflows = Backoff(), given.overflows
+        self._backoff, self.overflows, self.padding = Backoff(), given.overflows, given.padding
         if given.leave:
             return Turn.LEAVE
         if given.complete:

@@ -8,12 +8,12 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from nnsight_hpc.execution.together import Task, run_together
 from nnsight_hpc.graph.cobatch import batch_key
 from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.attempt import Attempt, frame_of
 from nnsight_hpc.slurm.worker.faults import free_memory, is_out_of_memory
-from nnsight_hpc.wire.errors import InvalidGraph, RequestCancelled
+from nnsight_hpc.slurm.worker.model import Member
+from nnsight_hpc.wire.errors import HpcError, InvalidGraph, ReplicaFailed, RequestCancelled
 from nnsight_hpc.wire.workers import Lease, Outcome
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from nnsight_hpc.slurm.worker.control import Control
+    from nnsight_hpc.slurm.worker.model import Model
     from nnsight_hpc.slurm.worker.room import Room
 
     Say = Callable[[str, str, str], None]
@@ -61,12 +62,12 @@ class Together:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        model: Model,
         control: Control,
         room: Room,
         unchanged: Callable[[str], AbstractContextManager[None]],
     ) -> None:
-        self._module, self._control, self._room, self._unchanged = module, control, room, unchanged
+        self._model, self._control, self._room, self._unchanged = model, control, room, unchanged
 
     def run(self, leases: Sequence[Lease], budget: int, say: Say) -> Iterator[Ended]:
         """How requests ended that shared a forward, forward by forward; the others are still to run, alone.
@@ -76,6 +77,21 @@ class Together:
         budget
             Bytes that all of a forward together may need beside the model.
         """
+        for seats in self._groups(leases, budget):
+            for part in self._fitting(seats, budget):
+                if len(part) < 2 or self._control.failure:
+                    continue
+                begun = time.monotonic()
+                try:
+                    yield self._forward(part, say)
+                except RequestCancelled as error:  # one of them, which has ended the forward for all
+                    stopped = [seat for seat in part if seat.attempt.cancelled()]
+                    seconds = (time.monotonic() - begun) / len(stopped)
+                    yield self._ended(stopped, [error] * len(stopped), [seconds] * len(stopped))
+                    yield from self.run([seat.lease for seat in part if seat not in stopped], budget, say)
+
+    def _groups(self, leases: Sequence[Lease], budget: int) -> list[list[_Seat]]:
+        """Those that may share a forward with one another."""
         groups: dict[str, list[_Seat]] = defaultdict(list)
         for lease in leases:
             try:
@@ -84,15 +100,12 @@ class Together:
                 logger.debug("%s does not share a forward: %s", lease.id, error)
             else:
                 groups[key].append(seat)
-        for seats in groups.values():
-            for part in self._fitting(seats, budget):
-                if len(part) > 1:
-                    yield self._forward(part, say)
+        return [*groups.values()]
 
     def _seat(self, lease: Lease, budget: int) -> tuple[str, _Seat]:
         cancelled = functools.partial(self._control.is_cancelled, lease.id)
         frame, allowance = frame_of(lease), Allowance(lease.result_bytes)
-        attempt = Attempt(frame, self._module, budget, cancelled, allowance)
+        attempt = Attempt(frame, self._model.loaded.module, budget, cancelled, allowance)
         program = attempt.program
         found = batch_key(program.graph, _shapes(program.tensors), exclusive=False)
         if found is None or not attempt.guard.estimate:  # an operation in it cannot work
@@ -115,18 +128,34 @@ class Together:
     def _forward(self, seats: list[_Seat], say: Say) -> Ended:
         begun = time.monotonic()
         with self._unchanged(", ".join(seat.lease.id for seat in seats)):
-            results = run_together([_task(seat) for seat in seats], self._module)
+            results = self._results(seats)
         seconds = (time.monotonic() - begun) / sum(seat.rows for seat in seats)
         logger.info("%d requests shared a forward of %.3f s", len(seats), time.monotonic() - begun)
         if any(isinstance(result, Exception) and is_out_of_memory(result) for result in results):
             self._room.was_too_small()
             free_memory()
-        ends = map(self._end, seats, results, [seconds * seat.rows for seat in seats])
-        ended = [(seat, end.outcome) for seat, end in zip(seats, ends, strict=True) if end is not None]
-        for seat, _ in ended:  # only now: what runs alone after all says it again
-            for line, source in seat.said:
+        ended = self._ended(seats, results, [seconds * seat.rows for seat in seats])
+        left = {lease.id for lease, _ in ended}
+        for seat in seats:  # only now: what runs alone after all says it again
+            for line, source in seat.said if seat.lease.id in left else ():
                 say(seat.lease.id, line, source)
-        return [(seat.lease, outcome) for seat, outcome in ended]
+        return ended
+
+    def _results(self, seats: Sequence[_Seat]) -> Sequence[Mapping[str, Any] | Exception]:
+        try:
+            return self._model.run_together([_member(seat) for seat in seats])
+        except RequestCancelled:
+            raise
+        except HpcError as error:  # one of several ranks could not go on: whose fault it is, each finds out alone
+            if isinstance(error, ReplicaFailed):
+                self._control.fail(error)
+            return [error] * len(seats)
+
+    def _ended(
+        self, seats: Sequence[_Seat], results: Sequence[Mapping[str, Any] | Exception], seconds: Sequence[float]
+    ) -> Ended:
+        ends = map(self._end, seats, results, seconds)
+        return [(seat.lease, end.outcome) for seat, end in zip(seats, ends, strict=True) if end is not None]
 
     def _end(self, seat: _Seat, result: Mapping[str, Any] | Exception, seconds: float) -> _End | None:
         """How it ended; None: it is to run alone."""
@@ -145,10 +174,10 @@ class Together:
         return _End(Outcome(id=lease.id, attempt=lease.attempt, result=packed, result_bytes=size, seconds=seconds))
 
 
-def _task(seat: _Seat) -> Task:
+def _member(seat: _Seat) -> Member:
     attempt = seat.attempt
     log = attempt.allowance.counting(lambda line, source: seat.said.append((line, source)))
-    return Task(attempt.program.graph, attempt.program.tensors, attempt.cancelled, log, attempt.guard)
+    return Member(attempt.program, attempt.cancelled, log, attempt.guard)
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
 from nnsight_hpc.client.backend import RemoteBackend
-from nnsight_hpc.client.launch import wait_until_gone
 from nnsight_hpc.client.session import connect
 from nnsight_hpc.graph import Graph, Ref, TensorRef
-from nnsight_hpc.graph.build import FORWARD, LOG, READS, SAVE, GraphBuilder
+from nnsight_hpc.graph.build import FORWARD, LOG, LOOP, RANGE, READS, SAVE, GraphBuilder
 from nnsight_hpc.graph.nodes import Source
-from nnsight_hpc.wire.messages import Hello, ModelIdentity
+from nnsight_hpc.wire.messages import ModelIdentity
 from nnsight_hpc.wire.pools import PoolSpec, PoolStatus
 from nnsight_hpc.wire.states import ReplicaState
+from tests.local_account import local_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from nnsight_hpc.wire.http import HttpClient
 
 IDS = torch.tensor([[3, 4, 5, 6, 7]])
 LINE = Source("script.py", 7, "x = …")
@@ -31,27 +31,23 @@ BUDGET = 32 << 20
 @contextmanager
 def serving(model: Path) -> Iterator[str]:
     """A pool of one worker that serves, on the profile `local` of an account of its own."""
-    with tempfile.TemporaryDirectory(prefix="r-") as folder, pytest.MonkeyPatch.context() as patch:
-        for name in ("NNSIGHT_HPC_CLUSTER", "NNSIGHT_HPC_SCRATCH"):
-            patch.delenv(name, raising=False)
-        (Path(folder) / "run").mkdir(mode=0o700)
-        patch.setenv("OMP_NUM_THREADS", "1")  # the worker's; otherwise threads of all tests fight for the cores
-        patch.setenv("XDG_RUNTIME_DIR", f"{folder}/run")
-        patch.setenv("XDG_CACHE_HOME", f"{folder}/cache")
-        patch.setenv("NNSIGHT_HPC_HOME", f"{folder}/state")
-        patch.setenv("NNSIGHT_HPC_CONFIG", f"{folder}/config.toml")
+    with local_account(OMP_NUM_THREADS="1"):  # of the workers; otherwise threads of all tests fight for the cores
         daemon = connect("local")
         spec = PoolSpec(name="tiny", model=str(model), request_memory=BUDGET)
-        status = daemon.put("/v1/pools/tiny", spec, PoolStatus)
-        while status.replicas[-1].state != ReplicaState.READY:
-            assert not status.replicas[-1].state.ended, status.replicas[-1].reason
-            path = f"/v1/pools/tiny?wait=5&seen={status.replicas[-1].state}"
-            status = daemon.get(path, PoolStatus)
+        daemon.put("/v1/pools/tiny", spec, PoolStatus)
+        until_ready(daemon, "tiny")
         yield "tiny"
-        process = daemon.get("/v1/hello", Hello).pid
         daemon.call("POST", "/v1/stop?workers=1")
         daemon.close()
-        assert wait_until_gone(process, 30)
+
+
+def until_ready(daemon: HttpClient, pool: str) -> None:
+    """Wait until the newest replica of a pool serves; fails with the reason of one that has ended."""
+    seen = ""
+    while seen != ReplicaState.READY:
+        replicas = daemon.get(f"/v1/pools/{pool}?wait=5&seen={seen}", PoolStatus).replicas
+        seen = replicas[-1].state if replicas else ""
+        assert seen != ReplicaState.ENDED, replicas[-1].reason
 
 
 class Program:
@@ -86,6 +82,20 @@ def slow(forwards: int = 800) -> Program:
         last = program.add("operator.add", last, program.hidden())  # all of them are needed
     program.add(LOG, "ends", program.add("Tensor.mean", last))
     program.save("last", last)
+    return program
+
+
+def endless() -> Program:
+    """Says something, and computes for hours then: it has not ended by itself, however busy the machine is."""
+    program = Program()
+    mean = program.add("Tensor.mean", program.hidden())
+    program.add(LOG, "begins", mean)
+    matrix = program.add("torch.ones", [400, 400])
+    loop = program.add(LOOP, program.add(RANGE, 0, 1_000_000, 1))
+    product = program.add("torch.matmul", matrix, matrix, block=loop.id)
+    program.add("Tensor.add_", mean, program.add("Tensor.mean", product, block=loop.id), block=loop.id)
+    program.add("control.end", loop)
+    program.save("last", mean)
     return program
 
 

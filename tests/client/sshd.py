@@ -37,29 +37,33 @@ class Sshd:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.user, self.host = folder, getpass.getuser(), "127.0.0.1"
-        self.port = _free_port()
         for name in ("hostkey", "otherhostkey", "key", "otherkey"):
             keygen(folder / name)
         (folder / "authorized_keys").write_bytes((folder / "key.pub").read_bytes())
-        self.known_hosts = self.write_known_hosts("known_hosts", "hostkey")
-        (folder / "sshd_config").write_text(_CONFIG.format(port=self.port, folder=folder))
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
 
     def __enter__(self) -> Self:
+        while not self._listens():  # somebody else may take the port before sshd does
+            pass
+        self.known_hosts = self.write_known_hosts("known_hosts", "hostkey")
+        return self
+
+    def _listens(self) -> bool:
+        """Start it on a port that is free just now; whether it was free still."""
+        self.port = _free_port()
+        (self.folder / "sshd_config").write_text(_CONFIG.format(port=self.port, folder=self.folder))
         command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-        until = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection((self.host, self.port), 1).close()
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError((self.folder / "log").read_text()) from None
-                time.sleep(0.02)
-            else:
-                return self
+        until = time.monotonic() + 120
+        while "Server listening" not in (said := (self.folder / "log").read_text()):
+            if self._process.poll() is not None and "Address already in use" in said:
+                return False
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(said)
+            time.sleep(0.02)
+        return True
 
     @property
     def pid(self) -> int:

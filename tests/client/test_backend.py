@@ -1,6 +1,7 @@
 """The remote backend's care for what it has sent."""
 
-from threading import Timer
+import contextlib
+import io
 
 import pytest
 import torch
@@ -94,17 +95,25 @@ def test_a_trace_goes_to_the_cluster_of_its_pools_definition(slurm_server, sshd,
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_who_waits_is_told_for_what(server, model, blocking, monkeypatch, capsys):
+def test_who_waits_is_told_for_what(server, model, blocking, monkeypatch):
     """A script's log learns why its request is queued, once, however the script waits for it."""
     for module in (waiting, backend):
         monkeypatch.setattr(module, "FIRST_POLL", 0.1)
     pool(server)
     server.waits_for = "job 17 waits: behind jobs of higher priority"
     server.hold.clear()
-    once(lambda: len(server.requests) == 2, Timer(3, server.hold.set).start)
+    told, calls = "queued on smol: job 17 waits: behind jobs of higher priority\n", server.calls
     graph, here = traced(model).graph, RemoteBackend(pool="smol")
-    if blocking:
-        assert "echo" in here.run(graph, {}, model)
-    else:
-        assert here.submit(graph, {}, model).wait().state == RequestState.COMPLETED
-    assert capsys.readouterr().err.count("queued on smol: job 17 waits: behind jobs of higher priority\n") == 1
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        once(lambda: told in shown.getvalue(), lambda: once(_more(calls, 5), server.hold.set))
+        if blocking:
+            assert "echo" in here.run(graph, {}, model)
+        else:
+            assert here.submit(graph, {}, model).wait().state == RequestState.COMPLETED
+    assert shown.getvalue().count(told) == 1
+
+
+def _more(calls, count):
+    """Whether there were so many more calls since."""
+    before = len(calls)
+    return lambda: len(calls) >= before + count

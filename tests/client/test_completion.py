@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 from nnsight_hpc.client import config
 from nnsight_hpc.client.config import Cluster
@@ -12,19 +14,33 @@ from nnsight_hpc.wire.states import ReplicaState, RequestState
 from tests.client.program import pool, replica
 from tests.client.sshd import PROGRAM as INSTALLED
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
-def completed(*words: str) -> list[str]:
+
+_PATIENT = """
+import sys
+from nnsight_hpc.client import cli, completion
+completion._PATIENCE, sys.argv = 120.0, ["nnsight-hpc"]
+cli.main()
+"""
+PATIENT = [sys.executable, "-c", _PATIENT]
+"""The program, which waits longer for a daemon than a person would: this machine may be busy."""
+
+
+def completed(*words: str, program: Sequence[str | Path] = PATIENT) -> list[str]:
     """What bash is offered for the last of these words."""
     asked = {"COMP_WORDS": " ".join(["nnsight-hpc", *words]), "COMP_CWORD": str(len(words))}
     environment = {**os.environ, **asked, "_NNSIGHT_HPC_COMPLETE": "bash_complete"}
-    done = subprocess.run([INSTALLED], env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
     assert done.stderr == ""
     return [line.split(",")[1] for line in done.stdout.split()]
 
 
 def test_commands_and_options_are_completed(base):
     """As the program lists them."""
-    assert completed("re") == ["resume", "result"]
+    assert completed("re", program=[INSTALLED]) == ["resume", "result"]
     assert completed("status", "--wa") == ["--watch"]
 
 

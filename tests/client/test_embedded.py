@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def defined(base: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A pool `tiny` that is released when it was idle for a second; the daemon and its workers are stopped in the end."""
+    """A pool `tiny` of at most one replica; the daemon and its workers are stopped in the end."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = config.config_file()
     path.parent.mkdir()
-    path.write_text(f'[pool.tiny]\nmodel = "{tiny_llama}"\nreplicas = "0:1"\nidle = "1s"\n')
+    path.write_text(f'[pool.tiny]\nmodel = "{tiny_llama}"\nreplicas = "0:1"\nidle = "1h"\n')
     yield
     call("daemon", "stop", "--workers")
 
@@ -32,6 +32,7 @@ def test_a_pool_is_planned_released_and_comes_back(defined, tmp_path):
     """From its definition to a request that finds it at zero, waits and is told for what, and the story of it all."""
     assert call("plan", "tiny")[0].startswith("#!/bin/bash\n")
     assert call("up", "tiny", "--wait")[0].startswith("Pool tiny: ready job ")
+    call("up", "tiny", "--idle", "1s")
     ended = until(lambda: [one for one in of_tiny("replicas") if one["state"] == "ENDED"])
     assert ended[0]["cause"] == "IDLE"
     assert "no replica: one is started when a request arrives" in call("status")[0]

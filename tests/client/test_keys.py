@@ -44,7 +44,7 @@ def login(base):
     server.add_server_key(paramiko.RSAKey.generate(2048))
     server.start_server(server=TwoFactors((base / "key.pub").read_text().split()[1]), event=threading.Event())
     client = paramiko.Transport(ours)
-    client.start_client(timeout=10)
+    client.start_client(timeout=120)
     login = Login(client, Cluster(host="login"), user="alice", where="here")
     login.files, login.transport = [str(base / "key")], client
     yield login

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +14,15 @@ import torch
 from safetensors.torch import save_model
 
 from nnsight_hpc import LanguageModel, NNsight
-from nnsight_hpc.client.launch import wait_until_gone
 from nnsight_hpc.client.session import connect
 from nnsight_hpc.models import load
 from nnsight_hpc.wire.errors import Conflict, Denied, HpcError, InvalidInput, NotFound
 from nnsight_hpc.wire.frames import pack
-from nnsight_hpc.wire.messages import DumpSpec, Hello, RequestStatus, encode
+from nnsight_hpc.wire.messages import DumpSpec, RequestStatus, encode
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.pools import Policy, PoolSpec, PoolStatus
-from nnsight_hpc.wire.states import ReplicaState
+from tests.client.remote import until_ready
+from tests.local_account import local_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,40 +74,21 @@ def own(tmp_path_factory):
 def daemon(tiny_llama, own) -> Iterator[HttpClient]:
     """An account with two pools that serve: a language model under a policy, and the owner's own module."""
     lab = own[1]
-    with tempfile.TemporaryDirectory(prefix="o-") as folder, pytest.MonkeyPatch.context() as patch:
-        for name in ("NNSIGHT_HPC_CLUSTER", "NNSIGHT_HPC_SCRATCH"):
-            patch.delenv(name, raising=False)
-        (Path(folder) / "run").mkdir(mode=0o700)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("XDG_RUNTIME_DIR", f"{folder}/run")
-        patch.setenv("XDG_CACHE_HOME", f"{folder}/cache")
-        patch.setenv("NNSIGHT_HPC_HOME", f"{folder}/state")
-        patch.setenv("NNSIGHT_HPC_CONFIG", f"{folder}/config.toml")
+    with local_account(OMP_NUM_THREADS="1"):  # of the workers; otherwise threads of all tests fight for the cores
         daemon = connect("local")
         path = (f"export PYTHONPATH={lab}{os.pathsep}$PYTHONPATH",)
         weights = str(lab / "net.safetensors")
         _up(daemon, PoolSpec(name="closed", model=str(tiny_llama), policy=POLICY))
         _up(daemon, PoolSpec(name="own", model=weights, factory="their_lab:net", setup=path))
-        _until_ready(daemon, "closed")
-        _until_ready(daemon, "own")
+        until_ready(daemon, "closed")
+        until_ready(daemon, "own")
         yield daemon
-        jobs = [daemon.get(f"/v1/pools/{pool}", PoolStatus).replicas[-1].job_id for pool in ("closed", "own")]
-        process = daemon.get("/v1/hello", Hello).pid
         daemon.call("POST", "/v1/stop?workers=1")
         daemon.close()
-        for pid in (process, *(int(job.partition(":")[0]) for job in jobs)):  # they write into the folder to their end
-            assert wait_until_gone(pid, 30)
 
 
 def _up(daemon: HttpClient, spec: PoolSpec) -> PoolStatus:
     return daemon.put(f"/v1/pools/{spec.name}", spec, PoolStatus)
-
-
-def _until_ready(daemon: HttpClient, pool: str) -> None:
-    status = daemon.get(f"/v1/pools/{pool}", PoolStatus)
-    while status.replicas[-1].state != ReplicaState.READY:
-        assert not status.replicas[-1].state.ended, status.replicas[-1].reason
-        status = daemon.get(f"/v1/pools/{pool}?wait=5&seen={status.replicas[-1].state}", PoolStatus)
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_plan_prints_the_script_alone_on_stdout(server):
     output, errors = call("plan", "smol", "--model", "m", "--nodes", "2")
     assert output == "#!/bin/bash\nexit\n"
     assert "Note: sinfo did not answer" in errors
-    assert re.search(r"Expected start: .*, in (10:00|9:5\d)\.", errors)
+    assert re.search(r"Expected start: .*, in (10:00|9:\d\d)\.", errors)
     assert "lies at /r/script;" in errors
     assert server.given["smol"] == {"name": "smol", "model": "m", "nodes": 2}
     assert server.pools == {}

@@ -36,8 +36,9 @@ def test_in_a_notebook_one_line_changes_in_place(notebook):
     assert [output.update for output in captured.outputs] == [False, True, True, True]
 
 
-def test_nothing_is_shown_of_what_is_quick(capsys):
+def test_nothing_is_shown_of_what_is_quick(capsys, monkeypatch):
     """Not before `after` seconds have gone by, and in a log not in the first second."""
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 1000.0)
     with Progress("pool smol", after=60) as shown:
         shown.show("loads")
     with Progress("pool smol") as shown:

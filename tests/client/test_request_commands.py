@@ -130,13 +130,13 @@ def test_wait_says_that_it_has_completed_and_result_brings_it(server, graph, ten
 
 def test_the_queue_is_in_the_order_in_which_requests_go(server):
     """What runs, then what waits, the next one first, with its place and when it is expected to start."""
-    queued(server, "r-third", position=1, starts=time.time() + 130)
+    queued(server, "r-third", position=1, starts=time.time() + 175)
     queued(server, "r-second", position=0)
     queued(server, "r-first", state=RequestState.RUNNING)
     queued(server, "r-gone", state=RequestState.EXPIRED)
     lines = call("queue")[0].splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["r-first", "r-second", "r-third"]
-    assert re.search(r"1 before it, expected start \d\d:\d\d:\d\d, in 2:(10|09|08|07)$", lines[3])
+    assert re.search(r"1 before it, expected start \d\d:\d\d:\d\d, in 2:\d\d$", lines[3])
     assert [one["id"] for one in answer("queue", "--all")] == ["r-gone", "r-first", "r-second", "r-third"]
 
 
@@ -176,9 +176,8 @@ def test_ctrl_c_while_waiting_leaves_the_request_and_says_so(server, graph, envi
     pool(server)
     server.hold.clear()
     process = subprocess.Popen([*PROGRAM, "run", str(graph), "--pool", "smol"], stderr=subprocess.PIPE, text=True)
-    while not server.requests:
+    while server.looks < 2:  # then it waits
         time.sleep(0.02)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130

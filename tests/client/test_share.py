@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,12 +26,12 @@ def profile(request, sshd, environment):
     yield profile
     if (process := sharing_process(share_socket(profile))) is not None:
         os.kill(process, signal.SIGTERM)
-        wait_until_gone(process, 10)
+        wait_until_gone(process, 120)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*PROGRAM, *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
 
 def logins(sshd) -> int:
@@ -52,7 +51,7 @@ def test_later_commands_use_the_one_login(profile, sshd, slurm_server):
     assert logins(sshd) - before == 1
     process = sharing_process(path)
     assert run("disconnect").returncode == 0
-    assert wait_until_gone(process, 5)
+    assert wait_until_gone(process, 120)
     assert sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("start-")) == []
     client = connect("uni")
     client.get("/v1/hello", Hello)
@@ -98,14 +97,13 @@ def test_a_dead_connection_falls_back_to_a_login_of_ones_own(profile, sshd, slur
     assert run("connect", "--background").returncode == 0
     process = sharing_process(share_socket(profile))
     os.kill(process, signal.SIGKILL)
-    wait_until_gone(process, 5)
+    assert wait_until_gone(process, 120)
     client = connect("uni")
     assert client.get("/v1/hello", Hello) == slurm_server.hello()
     client.close()
     if profile.transport == "openssh":  # the master outlives a killed process; the next connect and disconnect end it
         assert run("connect", "--background").returncode == 0
         assert run("disconnect").returncode == 0
-    time.sleep(0.1)
 
 
 def test_who_only_looks_starts_no_daemon(profile, environment):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from nnsight_hpc.wire.errors import Conflict
 from nnsight_hpc.wire.messages import Hello, RequestStatus, Story
 from nnsight_hpc.wire.states import RequestState
 from tests.client.remote import IDS, run, serving, slow
+from tests.daemon.process import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,11 +50,12 @@ def total(key: str) -> float:
     return backend.run(slow(FORWARDS).graph(), {"ids": IDS}, None)["last"].double().sum().item()
 
 
-def known() -> list[RequestStatus]:
+def known() -> dict[str, RequestStatus]:
+    """The requests that there are."""
     daemon = connect("local")
     found = daemon.get("/v1/requests", list[RequestStatus])
     daemon.close()
-    return found
+    return {one.id: one for one in found}
 
 
 def kill_the_daemon() -> int:
@@ -68,10 +69,10 @@ def kill_the_daemon() -> int:
 
 def test_a_blocking_run_outlives_its_daemon(pool):
     """Killed twice while a script waits: the script gets its values, and the worker has run it once."""
-    results = []
+    results, before = [], known()
     thread = threading.Thread(target=lambda: results.append(run(slow(FORWARDS), pool)))
     thread.start()
-    request = running()
+    request = begun(before)
     assert len({kill_the_daemon() for _ in range(2)}) == 2
     thread.join()
     assert list(results[0]) == ["last"]
@@ -80,20 +81,22 @@ def test_a_blocking_run_outlives_its_daemon(pool):
 
 def test_the_result_of_a_killed_client_is_there_for_another_process(pool):
     """By the request's id, and by sending it again under its key: that makes no second request."""
+    before = known()
     with script("once") as client:
-        request = running()
+        request = begun(before)
         client.kill()
     expected = find(request).result()["last"].double().sum().item()
-    before = {one.id for one in known()}
+    before = known()
     assert total("once") == expected
-    assert {one.id for one in known()} == before
+    assert known().keys() == before.keys()
     assert attempts(request) == 1
 
 
 def test_a_client_that_slept_gets_its_values(pool):
     """Stopped, as by a laptop's lid: the request ends meanwhile, and the daemon is another one when it wakes."""
+    before = known()
     with script("asleep") as client:
-        request = running()
+        request = begun(before)
         client.send_signal(signal.SIGSTOP)
         expected = find(request).result()["last"].double().sum().item()
         kill_the_daemon()
@@ -106,7 +109,7 @@ def test_what_is_sent_twice_at_once_runs_once(pool):
     """Four threads under one key: one request, and its values for each of them."""
     results = []
     backend = [RemoteBackend(pool=pool, idempotency_key="at once") for _ in range(4)]
-    before = {one.id for one in known()}
+    before = known()
     threads = [
         threading.Thread(target=lambda one=one: results.append(one.run(slow(20).graph(), {"ids": IDS}, None)))
         for one in backend
@@ -115,7 +118,7 @@ def test_what_is_sent_twice_at_once_runs_once(pool):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({one.id for one in known()} - before) == 1
+    assert len(known().keys() - before.keys()) == 1
     assert len(results) == 4
     assert all(torch.equal(values["last"], results[0]["last"]) for values in results)
 
@@ -131,11 +134,14 @@ def test_another_program_under_a_used_key_is_refused(pool):
             backend.submit(other, {"ids": ids}, None)
 
 
-def running() -> str:
-    """The request that runs, as soon as one does."""
-    while not (found := [one.id for one in known() if one.state == RequestState.RUNNING]):
-        time.sleep(0.05)
-    return found[0]
+def begun(before: dict[str, RequestStatus]) -> str:
+    """The request that there was not before, as soon as it runs (or has, where nobody looked in time)."""
+
+    def look() -> list[str]:
+        new = [one for one in known().values() if one.id not in before]
+        return [one.id for one in new if one.state == RequestState.RUNNING or one.state.ended]
+
+    return wait_for(look)[0]
 
 
 def attempts(request: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
+import paramiko
 import pytest
 
 from nnsight_hpc.client import config
@@ -177,6 +178,39 @@ def test_a_host_that_does_not_answer_is_unreachable(kind, sshd, base):
     assert "refused" in error.why
 
 
+class HangsUp(paramiko.ServerInterface):
+    """A host whose connection is cut when a key is offered to it."""
+
+    def __init__(self, folder) -> None:
+        self._listener, self._key = socket.create_server(("127.0.0.1", 0)), paramiko.RSAKey.generate(2048)
+        self.port = self._listener.getsockname()[1]
+        self.known_hosts = folder / "known"
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {self._key.get_name()} {self._key.get_base64()}\n")
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with self._listener:
+            self._stream, _ = self._listener.accept()
+        transport = paramiko.Transport(self._stream)
+        transport.add_server_key(self._key)
+        transport.start_server(server=self, event=threading.Event())
+
+    def get_allowed_auths(self, username):
+        return "publickey"
+
+    def check_auth_publickey(self, username, key):
+        self._stream.shutdown(socket.SHUT_RDWR)
+        return paramiko.AUTH_FAILED
+
+
+def test_a_connection_that_is_cut_within_the_login_is_lost(kind, sshd, base):
+    """Nobody has refused anything: who waits tries again."""
+    host = HangsUp(base)
+    error = refused(sshd.profile(kind, port=host.port, known_hosts=str(host.known_hosts)))
+    assert isinstance(error, Unreachable)
+    assert "cannot be reached" in error.what
+
+
 def test_a_name_that_does_not_resolve_is_unreachable(kind, sshd):
     """So does a host name with a typing error."""
     error = refused(sshd.profile(kind, host="alice@no-such-host.invalid", port=None))
@@ -226,7 +260,7 @@ def test_closing_ends_the_bridge_on_the_other_side(kind, sshd, environment, slur
     client = client_of(sshd.profile(kind, command=f"echo $$ > {pid_file}; exec {profile.command}"))
     client.get("/v1/hello", Hello)
     client.close()
-    assert wait_until_gone(int(pid_file.read_text()), 5)
+    assert wait_until_gone(int(pid_file.read_text()), 120)
 
 
 def test_paramiko_jumps_through_a_host_of_ssh_config(sshd, environment, slurm_server, base):

@@ -152,7 +152,7 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
         check: bool = True,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
         input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on a host to its end, as `popen` starts it, and return what it wrote.
@@ -312,6 +312,10 @@ class Cluster:
             return daemon.ready(self._host(host))
 
         self._wait(answers, f"{service} on {host} does not answer", 120)
+
+    def runs_service(self, host: str, service: str) -> bool:
+        """Whether a daemon that was started on a host has not ended."""
+        return self._host(host).runs(self._daemons[host, service])
 
     def log(self, host: str, service: str) -> str:
         """What a daemon has written so far."""

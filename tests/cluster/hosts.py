@@ -163,6 +163,6 @@ def _pipe(keeper: subprocess.Popen[str] | None) -> IO[str]:
 
 
 def _checked(command: list[str], text: str) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, input=text)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, input=text)
     if done.returncode != 0:
         raise Unreachable("a network of the test cluster could not be set up", where=" ".join(command), why=done.stderr)

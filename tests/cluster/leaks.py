@@ -175,8 +175,16 @@ def _shared_memory(ours: set[int]) -> Iterator[str]:
 
 
 def _holds(pid: int, path: str) -> bool:
+    """Whether a process has a file open or mapped; asked in this order, since a file is closed after it was mapped."""
     with suppress(OSError):
-        if path in Path(f"/proc/{pid}/maps").read_text():
+        if any(_target(file) == path for file in Path(f"/proc/{pid}/fd").iterdir()):
             return True
-        return any(os.readlink(file) == path for file in Path(f"/proc/{pid}/fd").iterdir())  # noqa: PTH115 - may be no path
+    with suppress(OSError):
+        return path in Path(f"/proc/{pid}/maps").read_text()
     return False
+
+
+def _target(link: Path) -> str:
+    with suppress(OSError):  # it has been closed
+        return os.readlink(link)  # noqa: PTH115 - may be no path
+    return ""

@@ -19,7 +19,7 @@ class ProcessId(msgspec.Struct, frozen=True):
     def alive(self) -> bool:
         return identify(self.pid) == self
 
-    def end(self, timeout: float = 30.0) -> None:
+    def end(self, timeout: float = 120.0) -> None:
         """Kill it, if it still is that very process, and wait until it is gone.
 
         Raises

@@ -118,7 +118,7 @@ def test_a_killed_process_takes_its_cluster_along() -> None:
     owner.kill()
     owner.communicate()
     wait_until_ended(hosts)
-    assert name in cleanup.sweep()
+    cleanup.sweep()  # another cluster that starts on this machine may have done it
     assert cleanup.find(name) is None
     assert not BASE.joinpath(name).exists()
 
@@ -129,7 +129,7 @@ def test_a_sweep_ends_hosts_that_outlived_their_owner() -> None:
         name = first_line(owner)
     hosts = hosts_of(name)
     assert all(host.alive() for host in hosts)
-    assert name in cleanup.sweep()
+    cleanup.sweep()
     assert not any(host.alive() for host in hosts)
 
 

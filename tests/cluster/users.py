@@ -96,7 +96,7 @@ def environment(folders: Folders, host: str, user: str) -> dict[str, str]:
 
 def _make_key(path: Path) -> None:
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 def _public_key(path: Path) -> str:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from nnsight_hpc.wire.pools import PoolSpec, ReplicaStatus
 
 
+PROLOG = "the prolog has run"
+"""What the batch system writes into a job's log before it begins."""
+
+
 class Batch(EmbeddedExecutor):
     """Its jobs get ``--begin TIME --end TIME``, and are to keep to that themselves."""
 
@@ -54,6 +58,7 @@ class Batch(EmbeddedExecutor):
         starts = max(begin or 0.0, time.time()) + rules.get("wait", 0.0)
         known = {"starts": starts, "ends": starts + time_limit(spec.time)}
         write_atomically(places.replica(replica) / "batch.json", json.dumps(known).encode())
+        (places.replica(replica) / "log").write_text(f"{PROLOG}\n")
         job = super().submit(replica, spec, places)
         _replica_of(self._home, job).write_text(replica)
         if rules.get("kill_daemon"):

@@ -29,6 +29,8 @@ from nnsight_hpc.wire.states import ReplicaState
 from nnsight_hpc.wire.workers import Begun, Lease, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
 
 HERE = Path(__file__).parent
+LONG = 60.0
+"""Seconds that the daemon lets anybody wait at most: what is sure to come is waited for so long."""
 
 
 class DaemonProcess:
@@ -46,11 +48,14 @@ class DaemonProcess:
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        doomed = [p for p in psutil.process_iter(["cmdline", "cwd"]) if self._is_ours(p)]
-        for process in doomed:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(doomed, timeout=120)  # what they write comes before their folder is removed
+        while doomed := self._left():  # again: one may have begun another before it was killed
+            for process in doomed:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(doomed, timeout=120)  # what they write comes before their folder is removed
+
+    def _left(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter(["cmdline", "cwd"]) if self._is_ours(process)]
 
     def _is_ours(self, process: psutil.Process) -> bool:
         """Whether it is a job's script, or what that runs."""
@@ -118,7 +123,7 @@ class DaemonProcess:
         context = ssl.create_default_context(cadata=record.certificate)
 
         def connect() -> socket.socket:
-            plain = socket.create_connection((record.address, record.port), timeout=5)
+            plain = socket.create_connection((record.address, record.port), timeout=120)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return context.wrap_socket(plain, server_hostname=SERVER_NAME)
 
@@ -131,13 +136,22 @@ class DaemonProcess:
     def up(self, name: str = "smol", **given: Any) -> PoolStatus:
         return self.people().put(f"/v1/pools/{name}", {"model": "org/model", **given}, PoolStatus)
 
+    def replicas(self, pool: str = "smol", *, count: int = 1) -> tuple[ReplicaStatus, ...]:
+        """The pool's replicas, the newest last, once so many have jobs: `up` does not wait for ever."""
+
+        def submitted() -> tuple[ReplicaStatus, ...] | None:
+            found = self.people().get(f"/v1/pools/{pool}", PoolStatus).replicas
+            return found if sum(bool(one.job_id) for one in found) >= count else None
+
+        return wait_for(submitted)
+
     def newest(self, pool: str = "smol") -> ReplicaStatus:
-        """The pool's newest replica."""
-        return self.people().get(f"/v1/pools/{pool}", PoolStatus).replicas[-1]
+        """The pool's newest replica, once it has one."""
+        return wait_for(lambda: self.people().get(f"/v1/pools/{pool}", PoolStatus).replicas)[-1]
 
     def worker(self, pool: str = "smol") -> Worker:
         """A worker of the pool's newest replica that is ready."""
-        worker = Worker(self, self.newest(pool).id)
+        worker = Worker(self, wait_for(lambda: (newest := self.newest(pool)).job_id and newest).id)
         worker.register()
         worker.report(ReplicaState.READY)
         return worker
@@ -153,7 +167,7 @@ class Worker:
         self.http = self._daemon.tls()
 
     def post(self, path: str, body: Any = None, as_type: Any = dict[str, Any]) -> Any:
-        return decode(self.http.call("POST", path, body, timeout=30), as_type)
+        return decode(self.http.call("POST", path, body, timeout=2 * LONG), as_type)
 
     def register(self) -> WorkerWelcome:
         hello = WorkerHello(replica=self.replica, job_id="", host="n1", pid=1, ranks=1)
@@ -162,11 +176,11 @@ class Worker:
     def report(self, state: ReplicaState, **fields: Any) -> Orders:
         return self.post("/w1/report", WorkerReport(replica=self.replica, state=state, **fields), Orders)
 
-    def lease(self, wait: float = 5) -> Lease | None:
+    def lease(self, wait: float = LONG) -> Lease | None:
         leases = self.leases(wait)
         return leases[0] if leases else None
 
-    def leases(self, wait: float = 5, **limits: int) -> list[Lease]:
+    def leases(self, wait: float = LONG, **limits: int) -> list[Lease]:
         """Several that may share a forward, within `limits` (`most`, `tokens`)."""
         given = "".join(f"&{name}={limit}" for name, limit in limits.items())
         return self.post(f"/w1/lease?replica={self.replica}&wait={wait}{given}", None, list[Lease])

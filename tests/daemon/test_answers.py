@@ -11,11 +11,12 @@ import pytest
 from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
+from nnsight_hpc.daemon.database import take_over
 from nnsight_hpc.daemon.new_request import NewRequest
 from nnsight_hpc.daemon.pools import Pools
 from nnsight_hpc.daemon.request_views import SMALL_RESULT
 from nnsight_hpc.daemon.requests import Requests
-from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.wire.errors import Conflict, NotFound
 from nnsight_hpc.wire.frames import unpack
@@ -25,13 +26,11 @@ from nnsight_hpc.wire.places import places_at
 from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.states import EndCause, RequestState
 from nnsight_hpc.wire.workers import Begun, Outcome
-from tests.daemon.process import run_frame, send, wait_for
+from tests.daemon.process import LONG, run_frame, send, wait_for
 
 if TYPE_CHECKING:
     from nnsight_hpc.wire.workers import Lease
     from tests.daemon.process import DaemonProcess, Worker
-
-LONG = 60
 
 
 def answer(daemon: DaemonProcess, request: str, wait: float = LONG, frame: bytes = b"") -> tuple[RequestLog, bytes]:
@@ -190,7 +189,7 @@ def test_who_is_lost_in_that_moment_is_lost_while_the_request_runs(tmp_path):
             name = new_request_id()
             await requests.accept(NewRequest(id=name, kind="run", pool="p", user="u", received=1.0))
             [lease] = await requests.lease("p", "p-1")
-            telling = asyncio.create_task(requests.started("p-1", [Begun(id=name, attempt=lease.attempt)]))
+            telling = asyncio.create_task(requests.starts.started("p-1", [Begun(id=name, attempt=lease.attempt)]))
             await asyncio.sleep(0)
             await requests.take_back([name], "its worker is gone", EndCause.CRASHED)
             await telling

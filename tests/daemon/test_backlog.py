@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,16 @@ _WAITING, _HELD = (RequestState.QUEUED,), (RequestState.LEASED, RequestState.RUN
 
 def _row(request: str, pool: str, state: RequestState, moment: float) -> Row:
     known = {"id": request, "pool": pool, "state": state, "times": {state: moment}, "sequence": int(request[2:])}
-    return Row(**{**dict.fromkeys(Row.__struct_fields__), "user": "u", "priority": 0, "batch": "", **known})
+    return Row(
+        **{
+            **dict.fromkeys(Row.__struct_fields__),
+            "user": f"u{int(request[2:]) % 3}",
+            "kind": "run",
+            "priority": 0,
+            "batch": "",
+            **known,
+        }
+    )
 
 
 @given(
@@ -31,7 +42,8 @@ def test_the_demand_is_that_of_the_states_as_they_are(moves):
         waiting = [row.times[RequestState.QUEUED] for row in mine if row.state in _WAITING]
         running = sum(row.state in _HELD for row in mine)
         assert backlog.demand(pool) == Demand(len(waiting), running, min(waiting, default=None))
-        assert backlog.counts(pool) == (len(waiting), running)
         assert (pool in backlog.pools()) == bool(waiting)
+    mine = [row.user for row in rows.values() if row.state in _WAITING]
+    assert +backlog.users == Counter(mine)
     old = {row.id for row in rows.values() if row.state in _WAITING and row.times[row.state] < 5e8}
     assert sorted(old) == sorted(backlog.older(5e8))

@@ -17,6 +17,8 @@ from nnsight_hpc.wire.states import ReplicaState, RequestState
 from nnsight_hpc.wire.workers import Orders, Outcome, WorkerReport
 from tests.daemon.process import Worker, send, wait_for
 
+LIMIT = 120
+"""Seconds for what takes none."""
 REFUSED = "a connection of a worker was refused before it began"
 GARBLED = "its bytes are not those that were sent"
 
@@ -31,10 +33,10 @@ class Listener:
 
         def connect():
             ours, theirs = socket.socketpair()
-            server = socket.create_connection((self._record.address, self._record.port), timeout=10)
+            server = socket.create_connection((self._record.address, self._record.port), timeout=LIMIT)
             threading.Thread(target=self._copy, args=(theirs, server, self._take), daemon=True).start()
             threading.Thread(target=self._copy, args=(server, theirs, bytes), daemon=True).start()
-            ours.settimeout(10)
+            ours.settimeout(LIMIT)
             return context.wrap_socket(ours, server_hostname=SERVER_NAME)
 
         secret = daemon.places.secret.read_text()
@@ -53,7 +55,7 @@ class Listener:
 
     def replay(self):
         """Send all that the worker sent again, over a connection of one's own; what comes back."""
-        with socket.create_connection((self._record.address, self._record.port), timeout=10) as stream:
+        with socket.create_connection((self._record.address, self._record.port), timeout=LIMIT) as stream:
             stream.sendall(self.sent)
             return b"".join(iter(lambda: _received(stream), b""))
 
@@ -67,7 +69,7 @@ def _received(stream):
 
 def post(listener, worker, state):
     report = WorkerReport(replica=worker.replica, state=state)
-    return listener.http.call("POST", "/w1/report", report, timeout=10)
+    return listener.http.call("POST", "/w1/report", report, timeout=LIMIT)
 
 
 def test_a_recorded_connection_that_is_sent_again_is_refused_and_logged(daemon, worker, request_id):
@@ -77,7 +79,7 @@ def test_a_recorded_connection_that_is_sent_again_is_refused_and_logged(daemon, 
     lease = worker.lease()
     worker.started(lease)
     outcome = Outcome(id=lease.id, attempt=lease.attempt, result_bytes=0)
-    listener.http.call("POST", f"/w1/outcomes?replica={worker.replica}", encode([outcome]), timeout=10)
+    listener.http.call("POST", f"/w1/outcomes?replica={worker.replica}", encode([outcome]), timeout=LIMIT)
     before = daemon.people().get(f"/v1/requests/{request_id}", RequestStatus)
     assert b"HTTP" not in listener.replay()
     wait_for(lambda: REFUSED in daemon.log())
@@ -122,7 +124,7 @@ def test_a_call_for_another_daemon_is_refused_and_logged(daemon, worker):
 def test_what_is_no_tls_is_refused_and_logged(daemon, said):
     """Plain HTTP, noise, and half a handshake: no answer that says anything, and a line in the log."""
     record, before = daemon.lease(), daemon.log().count(REFUSED)
-    with socket.create_connection((record.address, record.port), timeout=10) as stream:
+    with socket.create_connection((record.address, record.port), timeout=LIMIT) as stream:
         stream.sendall(said)
         stream.shutdown(socket.SHUT_WR)
         assert b"HTTP" not in b"".join(iter(lambda: _received(stream), b""))
@@ -134,7 +136,7 @@ def test_an_older_tls_is_refused(daemon):
     record = daemon.lease()
     context = ssl.create_default_context(cadata=record.certificate)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with socket.create_connection((record.address, record.port), timeout=10) as plain, pytest.raises(ssl.SSLError):
+    with socket.create_connection((record.address, record.port), timeout=LIMIT) as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname=SERVER_NAME)
 
 

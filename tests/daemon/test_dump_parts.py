@@ -71,7 +71,8 @@ class Scene:
 
     def __init__(self, daemon: DaemonProcess, name: str, slices: int = 4) -> None:
         self.daemon, self.http, self.name, self.request = daemon, daemon.people(), name, new_request_id()
-        self.lead, self.help = (Writer(daemon, one.id) for one in daemon.up(name, replicas=2).replicas)
+        daemon.up(name, replicas=2)
+        self.lead, self.help = (Writer(daemon, one.id) for one in daemon.replicas(name, count=2))
         self.http.put(f"/v1/datasets/{name}?pool={name}&request={self.request}", dump_frame(name), RequestStatus)
         assert self.lead.lease().kind == "dump"
         self.lead.open(slices)

@@ -11,13 +11,15 @@ import pytest
 
 from nnsight_hpc.daemon import ahead
 from nnsight_hpc.daemon import store as daemon_store
+from nnsight_hpc.daemon.backlog import Demand
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
+from nnsight_hpc.daemon.database import take_over
 from nnsight_hpc.daemon.new_request import NewRequest
 from nnsight_hpc.daemon.pools import Pools
 from nnsight_hpc.daemon.request_views import RequestViews
 from nnsight_hpc.daemon.requests import Requests
-from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.wire.errors import Conflict, HpcError, NotFound, Unreachable
 from nnsight_hpc.wire.names import new_request_id
@@ -158,7 +160,7 @@ def test_a_request_that_was_rolled_back_is_taken_from_its_worker(tmp_path):
                 await accepted.durable
             await asyncio.wait_for(told.wait(), LIMIT)
             assert queue.requests.holdings.cancelled("p-1") == (name,)
-            assert queue.requests.counts("p") == (0, 0)
+            assert queue.requests.demand("p") == Demand()
             with pytest.raises(NotFound):
                 await queue.views.row(name)
             assert await queue.end("p-1", lease) == "NotFound"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import sys
 import time
 
 import pytest
@@ -13,6 +11,7 @@ from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.backlog import Backlog
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
+from nnsight_hpc.daemon.database import take_over
 from nnsight_hpc.daemon.holdings import Holdings
 from nnsight_hpc.daemon.new_request import NewRequest
 from nnsight_hpc.daemon.pools import Pools
@@ -20,7 +19,7 @@ from nnsight_hpc.daemon.requests import Requests
 from nnsight_hpc.daemon.roster import Roster
 from nnsight_hpc.daemon.scheduler import Scheduler
 from nnsight_hpc.daemon.shares import Usage
-from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.daemon.table import Row
 from nnsight_hpc.wire.names import new_request_id
@@ -29,6 +28,7 @@ from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.states import RequestState
 from nnsight_hpc.wire.workers import Begun, Outcome
 from tests.daemon.known import pool, replica
+from tests.daemon.steps import calls
 
 LONG = 5.0
 """Seconds that a batch of a simulated dump takes."""
@@ -190,7 +190,7 @@ def test_who_has_as_many_replicas_as_he_may_waits(simulated):
     simulated.holdings.take(simulated._row("ada", "run", RequestState.RUNNING, 99, replica="p-2"))
     assert simulated.scheduler.is_barred("ada")
     assert [simulated.step(1.0), simulated.step(1.0)] == [["bob"], []]
-    alone = {one.id: simulated.scheduler.position("p", one.id) for one in simulated.backlog.queue("p").waiting()}
+    alone = {one.id: simulated.scheduler.position("p", one.id) for one in simulated.backlog.queue("p").of("ada")}
     assert sorted(alone.values()) == [0, 1]
     assert alone == simulated.scheduler.positions("p", alone)
     simulated.holdings.drop("r-99")
@@ -202,8 +202,8 @@ def test_a_decision_does_not_grow_with_the_queue(simulated):
 
     def steps() -> tuple[int, int]:
         [chosen] = simulated.scheduler.next("p", "p-1", 1, 1e9)
-        decision = _calls(lambda: simulated.scheduler.next("p", "p-1", 1, 1e9))
-        return decision, _calls(lambda: simulated.scheduler.position("p", chosen.id))
+        decision = calls(lambda: simulated.scheduler.next("p", "p-1", 1, 1e9))
+        return decision, calls(lambda: simulated.scheduler.position("p", chosen.id))
 
     for user in range(100):
         simulated.send(f"user-{user}")
@@ -212,17 +212,6 @@ def test_a_decision_does_not_grow_with_the_queue(simulated):
         for user in range(100):
             simulated.send(f"user-{user}")
     assert all(many <= 2 * before for many, before in zip(steps(), few, strict=True))
-
-
-def _calls(work) -> int:
-    """How many functions `work` calls, those of C included: a measure of time that no other program disturbs."""
-    count = itertools.count()
-    sys.setprofile(lambda _frame, event, _argument: event in ("call", "c_call") and next(count))
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return next(count)
 
 
 def test_among_a_thousand_of_another_one_request_is_next(tmp_path):
@@ -242,7 +231,7 @@ def test_among_a_thousand_of_another_one_request_is_next(tmp_path):
             assert len(running) == 16
             guest = await _send(requests, "guest")
             assert requests.scheduler.position("p", guest) == 0
-            await requests.started("p-1", [Begun(id=one.id, attempt=1) for one in running])
+            await requests.starts.started("p-1", [Begun(id=one.id, attempt=1) for one in running])
             await requests.outcomes("p-1", [Outcome(id=one.id, attempt=1, seconds=0.1) for one in running])
             assert [lease.id for lease in await requests.lease("p", "p-1")] == [guest]
             again = Requests(store, changes, pools, config)

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 import psutil
@@ -15,7 +16,7 @@ import torch
 
 from nnsight_hpc.execution.values import save_tensors, unpack_values
 from nnsight_hpc.graph import Ref, TensorRef
-from nnsight_hpc.graph.build import FORWARD, READS, SAVE, GraphBuilder
+from nnsight_hpc.graph.build import FORWARD, LOOP, RANGE, READS, SAVE, GraphBuilder
 from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import ModelIdentity, RequestStatus, Story
 from nnsight_hpc.wire.names import new_request_id
@@ -89,17 +90,21 @@ def ended(http: HttpClient, request: str) -> RequestStatus:
 def kill(job: str) -> None:
     """SIGKILL to the process of a job that holds the model."""
     for process in psutil.Process(int(job.split(":", maxsplit=1)[0])).children(recursive=True):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # the end of one may end others
+            process.kill()
 
 
 def slow_frame() -> bytes:
-    """Shares a forward as `capture_frame` does, and takes a second or more of it."""
+    """Shares a forward as `capture_frame` does, and does not end before its worker."""
     builder = GraphBuilder()
     forward = Ref(builder.append(FORWARD, (), {"input_ids": TensorRef("ids"), "use_cache": False}, None))
     value = Ref(builder.add(READS["output"], forward, POINTS[0]))
-    for _ in range(2000):
-        value = Ref(builder.add("operator.add", value, value))
-    graph = builder.build({"hidden": builder.add(SAVE, value)}, ModelIdentity(id="tiny"))
+    matrix, total = Ref(builder.add("torch.ones", [400, 400])), Ref(builder.add("Tensor.sum", value))
+    loop = Ref(builder.add(LOOP, Ref(builder.add(RANGE, 0, 1_000_000, 1))))
+    product = Ref(builder.add("torch.matmul", matrix, matrix, block=loop.id))
+    builder.add("Tensor.add_", total, Ref(builder.add("Tensor.mean", product, block=loop.id)), block=loop.id)
+    builder.add("control.end", loop)
+    graph = builder.build({"hidden": builder.add(SAVE, total)}, ModelIdentity(id="tiny"))
     return pack(graph.to_json().encode(), save_tensors({"ids": IDS}))
 
 
@@ -121,8 +126,9 @@ def kill_whoever_runs(http: HttpClient, request: str, jobs: dict[str, str]) -> i
     before = len(jobs)
     while not (status := http.get(f"/v1/requests/{request}", RequestStatus)).state.ended:
         if status.state == RequestState.RUNNING:
-            story = http.get(f"/v1/requests/{request}/story", Story)
-            if job := jobs.pop(story.events[-1].replica, None):
+            last = http.get(f"/v1/requests/{request}/story", Story).events[-1]
+            runs = last.text == "it runs"  # and was not given to another one since
+            if runs and (job := jobs.pop(last.replica, None)):
                 kill(job)
     return before - len(jobs)
 

@@ -23,7 +23,9 @@ from nnsight_hpc.wire.states import ReplicaState, RequestState
 from nnsight_hpc.wire.workers import Outcome
 from tests.daemon.process import DaemonProcess, Worker, send, wait_for
 
-QUICK = {"lease_touch": 0.4, "lease_stale": 2.0}
+QUICK = {"lease_touch": 0.5, "lease_stale": 6.0}
+SLEEP = 6.5
+"""Seconds after which a daemon that was stopped has lost its lease."""
 
 
 def test_of_several_daemons_that_race_one_wins(base):
@@ -31,10 +33,9 @@ def test_of_several_daemons_that_race_one_wins(base):
     daemon = DaemonProcess(base)
     processes = [daemon.spawn() for _ in range(3)]
     wait_for(lambda: sum(p.poll() is None for p in processes) == 1)
-    time.sleep(0.5)
     (daemon.process,) = (p for p in processes if p.poll() is None)
     assert sorted(p.returncode for p in processes if p.returncode is not None) == [5, 5]
-    assert daemon.people().get("/v1/hello", Hello).pid == daemon.process.pid
+    assert wait_for(lambda: daemon.people().get("/v1/hello", Hello)).pid == daemon.process.pid
     assert daemon.log().count("a daemon already runs on") == 2
     assert daemon.stop() == 0
 
@@ -89,39 +90,49 @@ def test_a_claim_whose_daemon_died_does_not_block(base):
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
+def test_a_lease_is_kept_while_the_database_is_taken_over(base):
+    """A start that takes longer than a lease lasts ends with a daemon that takes requests on."""
+    with DaemonProcess(base, **QUICK, copying=SLEEP) as daemon:
+        wait_for(daemon.up)
+        assert wait_for(lambda: send(daemon.people(), new_request_id())).state == RequestState.QUEUED
+
+
+@pytest.mark.slow
 def test_a_daemon_that_slept_takes_nothing_on_and_ends(base):
     """Stopped for longer than its lease lasts, it acknowledges no request, and ends when it finds its successor.
 
     It may end before it is asked; what is acknowledged then is its successor's word, and lies in its queue.
     """
     with DaemonProcess(base, **QUICK) as old:
-        old.up()
+        wait_for(old.up)
         http, first, second = old.people(), new_request_id(), new_request_id()
         http.get("/v1/hello", Hello)  # the connection that it keeps
-        old.process.send_signal(signal.SIGSTOP)
-        time.sleep(2.2)
+        _stop(old)
+        time.sleep(SLEEP)
         with DaemonProcess(base, **QUICK) as new:
             assert new.lease().epoch == 2
-            send(new.people(), first)
+            wait_for(lambda: send(new.people(), first))
             old.process.send_signal(signal.SIGCONT)
             acknowledged = False
             with suppress(HpcError):
                 acknowledged = send(http, second).id == second
-            if acknowledged:
-                assert new.people().get(f"/v1/requests/{second}", RequestStatus).state == RequestState.QUEUED
+            for request in (first, second) if acknowledged else (first,):
+                found = wait_for(lambda request=request: new.people().get(f"/v1/requests/{request}", RequestStatus))
+                assert found.state == RequestState.QUEUED
             assert old.process.wait(120) == 0
             assert new.lease().epoch == 2
-            assert new.people().get(f"/v1/requests/{first}", RequestStatus).state == RequestState.QUEUED
             assert new.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_paused_daemon_that_wakes_after_a_takeover_writes_nothing(base):
     """What people and its worker have asked of it meanwhile is refused, and no file but its own log and database changes."""
     with DaemonProcess(base, **QUICK) as old:
-        old.up()
-        worker, runs, waits, late = old.worker(), *(new_request_id() for _ in range(3))
+        wait_for(old.up)
+        worker, runs, waits, late = wait_for(old.worker), *(new_request_id() for _ in range(3))
         for name in (runs, waits):
-            send(old.people(), name)
+            wait_for(lambda name=name: send(old.people(), name))
         lease = worker.lease()
         worker.started(lease)
         failed = Outcome(id=runs, attempt=1, error=Conflict("too late").report())
@@ -132,25 +143,37 @@ def test_a_paused_daemon_that_wakes_after_a_takeover_writes_nothing(base):
             _asked(old, lambda http: http.put("/v1/pools/other", {"model": "org/model"}, PoolStatus)),
             Later(lambda: worker.outcome(failed)),
         ]
-        old.process.send_signal(signal.SIGSTOP)
-        time.sleep(2.2)
+        _stop(old)
+        time.sleep(SLEEP)
         with DaemonProcess(base, **QUICK) as new:
             heir = Worker(new, worker.replica)
             heir.report(ReplicaState.BUSY, running=(runs,))
             heir.finish(lease)
             for each in asked:
                 each.start()
-            new.process.send_signal(signal.SIGSTOP)
+            _stop(new)
             before = _files(new)
             old.process.send_signal(signal.SIGCONT)
             assert old.process.wait(120) == 0
             assert {type(each.outcome()) for each in asked} == {Unreachable}
             assert _files(new) == before
             new.process.send_signal(signal.SIGCONT)
-            found = new.people().get("/v1/requests", list[RequestStatus])
+            found = wait_for(lambda: new.people().get("/v1/requests", list[RequestStatus]))  # it was stopped, too
             assert {one.id: one.state for one in found} == {runs: RequestState.COMPLETED, waits: RequestState.QUEUED}
             assert new.people().call("GET", f"/v1/requests/{runs}/result") == b"result"
             assert [pool.spec.name for pool in new.people().get("/v1/status", Status).pools] == ["smol"]
+
+
+def _stop(daemon):
+    """Let the process sleep; none of its threads does anything when this returns."""
+    daemon.process.send_signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{daemon.process.pid}/task")
+    wait_for(lambda: {_state(thread / "stat") for thread in threads.iterdir()} == {"T"})
+
+
+def _state(stat):
+    """See proc(5): a letter after the name, which may have anything in it."""
+    return stat.read_text().rpartition(")")[2].split()[0]
 
 
 class Later:

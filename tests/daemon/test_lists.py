@@ -12,10 +12,11 @@ import pytest
 from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
+from nnsight_hpc.daemon.database import connect, take_over
 from nnsight_hpc.daemon.pools import Pools
 from nnsight_hpc.daemon.request_views import RequestViews
 from nnsight_hpc.daemon.requests import Requests
-from nnsight_hpc.daemon.store import Store, connect, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.wire.errors import InvalidInput, NotFound
 from nnsight_hpc.wire.messages import RequestStatus

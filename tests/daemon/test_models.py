@@ -13,7 +13,7 @@ from nnsight_hpc.wire.messages import ModelIdentity, PoolModel
 from nnsight_hpc.wire.names import new_request_id
 from nnsight_hpc.wire.pools import PoolSpec, PoolStatus
 from nnsight_hpc.wire.states import ReplicaState
-from tests.daemon.process import Worker
+from tests.daemon.process import Worker, wait_for
 
 CONFIG, TOKENIZER = b'{"model_type": "llama"}', json.dumps({"version": "1.0"}).encode()
 
@@ -41,6 +41,7 @@ def put(daemon):
     def put(model: str) -> str:
         name = f"pool{new_request_id()[2:]}"
         daemon.people().put(f"/v1/pools/{name}", PoolSpec(name=name, model=model), PoolStatus)
+        wait_for(lambda: daemon.newest(name).state == ReplicaState.STARTING)
         return name
 
     return put

@@ -22,6 +22,10 @@ def _pool(daemon, name="smol"):
     return daemon.people().get(f"/v1/pools/{name}", PoolStatus)
 
 
+def _request(daemon, name):
+    return daemon.people().get(f"/v1/requests/{name}", RequestStatus)
+
+
 def _pid(replica):
     return int(replica.job_id.split(":")[0])
 
@@ -55,8 +59,8 @@ def test_a_pool_with_one_replica_that_serves_goes_on_when_others_fail(daemon_wit
     """No more replicas are started, which the pool's status says, but requests go to the one there is."""
     daemon = daemon_with(retry=0.05, starts=1, poll=(0.1, 0.2))
     daemon.up(replicas=2)
+    other, _ = daemon.replicas(count=2)
     worker, name = daemon.worker(), new_request_id()
-    other = next(r for r in _pool(daemon).replicas if r.id != worker.replica)
     os.kill(_pid(other), signal.SIGKILL)
     assert wait_for(lambda: _pool(daemon).held).kind == "ReplicaFailed"
     send(daemon.people(), name)
@@ -71,8 +75,7 @@ def test_a_replica_that_dies_is_replaced_and_its_request_runs_again(daemon_with)
     send(daemon.people(), name)
     worker.started(worker.lease())
     os.kill(_pid(_pool(daemon).replicas[-1]), signal.SIGKILL)
-    status = daemon.people().get(f"/v1/requests/{name}?wait=10&seen=RUNNING", RequestStatus)
-    assert (status.state, worker.replica in status.note) == (RequestState.QUEUED, True)
+    wait_for(lambda: (found := _request(daemon, name)).state == RequestState.QUEUED and worker.replica in found.note)
     wait_for(lambda: _pool(daemon).replicas[-1].state == ReplicaState.STARTING)
     ended, _ = _pool(daemon).replicas
     assert (ended.id, ended.state, "kill" in ended.reason.lower()) == (worker.replica, ReplicaState.ENDED, True)
@@ -131,7 +134,7 @@ def test_a_worker_of_the_old_model_gets_no_request_of_the_new_one(daemon_with):
     worker.report(ReplicaState.READY, model=ModelIdentity(id="org/model", fingerprint="old"))
     changed = daemon.up(revision="2")
     assert [r.state for r in changed.replicas if r.id == worker.replica] == [ReplicaState.DRAINING]
-    assert changed.replicas[-1].id != worker.replica
+    wait_for(lambda: daemon.newest().id != worker.replica)
     assert worker.report(ReplicaState.READY, model=ModelIdentity(id="org/model", fingerprint="old")).drain
     assert _pool(daemon).model is None
     send(daemon.people(), name, frame=run_frame("new"))

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnsight_hpc.daemon import requests as daemon_requests
-from nnsight_hpc.daemon import small, table
+from nnsight_hpc.daemon import small, starts, table
 from nnsight_hpc.daemon.backlog import HELD, Demand
 from nnsight_hpc.daemon.changes import Changes
 from nnsight_hpc.daemon.config import Config
+from nnsight_hpc.daemon.database import take_over
 from nnsight_hpc.daemon.new_request import NewRequest
 from nnsight_hpc.daemon.pools import Pools
 from nnsight_hpc.daemon.requests import Requests
-from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.wire.errors import Conflict, ErrorReport
 from nnsight_hpc.wire.names import new_request_id
@@ -78,7 +78,7 @@ class Daemon:
 
     async def start(self, replica: str) -> None:
         if lease := self.held[replica]:
-            await self.requests.started(replica, [Begun(id=lease.id, attempt=lease.attempt)])
+            await self.requests.starts.started(replica, [Begun(id=lease.id, attempt=lease.attempt)])
 
     async def end(self, replica: str, how: str | None) -> None:
         if lease := self.held[replica]:
@@ -147,7 +147,7 @@ def test_nothing_is_lost_whatever_happens(tmp_path_factory, events):
             await store.close()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(daemon_requests, "_MOMENT", 0.0)
+        patch.setattr(starts, "_MOMENT", 0.0)
         asyncio.run(scenario())
 
 

@@ -41,24 +41,23 @@ def test_nothing_acknowledged_is_lost_or_done_twice_by_kills_at_random_moments(d
     """Clients send, cancel and wait, two workers finish, and the daemon is killed while it serves or while it starts."""
     seed = int(os.environ.get("NNSIGHT_HPC_TEST_SEED", time.time_ns() % 2**32))
     print(f"NNSIGHT_HPC_TEST_SEED={seed}")
-    moments, in_flight = random.Random(seed), 0
+    moments = random.Random(seed)
     daemon = daemon_with(silence=5.0)
     with Traffic(daemon, seed) as traffic:
-        for _ in range(kills):
+        for number in range(kills):
             time.sleep(moments.random() * 0.4)
-            in_flight += any(traffic.held.values())
+            if number % 2:  # while a worker holds something
+                wait_for(lambda: any(traffic.held.values()))
             daemon.kill()
             if moments.random() < 0.2:
                 daemon.process = daemon.spawn()
                 time.sleep(moments.random())
                 daemon.kill()
             daemon.start()
+        wait_for(lambda: len(traffic.acknowledged) > kills and traffic.answers)
         check(traffic, daemon.people())
     told = f"{len(traffic.acknowledged)} acknowledged, {len(traffic.answers)} answered"
-    print(f"{told}, {len(traffic.cancelled)} cancelled, {in_flight} kills in flight")
-    assert len(traffic.acknowledged) > kills
-    assert traffic.answers
-    assert in_flight > kills / 2
+    print(f"{told}, {len(traffic.cancelled)} cancelled")
 
 
 def test_replicas_outlive_the_daemon_and_their_results_arrive(daemon_with):
@@ -94,15 +93,20 @@ def test_a_request_whose_worker_is_silent_is_queued_again(daemon_with):
     daemon.up()
     worker, name = daemon.worker(), new_request_id()
     send(daemon.people(), name)
+    named = [(time.time(), time.time())]  # when the worker began to name it, and when it was answered
     first = worker.lease()
     worker.started(first)
     until = time.monotonic() + 3
-    while time.monotonic() < until:  # as long as the worker names it, it stays
+    while time.monotonic() < until:
+        begun = time.time()
         worker.report(ReplicaState.BUSY, running=(name,))
+        named.append((begun, time.time()))
         time.sleep(0.1)
-    assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).state == RequestState.RUNNING
-    status = daemon.people().get(f"/v1/requests/{name}?wait=20&seen=RUNNING", RequestStatus)
-    assert (status.state, "attempt 1" in status.note) == (RequestState.QUEUED, True)
+    status = wait_for(lambda: (found := _status(daemon, name)).state == RequestState.QUEUED and found)
+    assert "attempt 1" in status.note
+    queued = status.times[RequestState.QUEUED]
+    last = max(begun for begun, answered in named if answered <= queued)
+    assert queued - last > 1.9  # as long as its worker names it, it stays
     second = worker.lease()
     assert (second.attempt, second.result) == (2, str(daemon.places.requests / f"{name}.2.result"))
     with pytest.raises(HpcError, match="attempt 1"):
@@ -113,17 +117,18 @@ def test_a_request_whose_worker_is_silent_is_queued_again(daemon_with):
 
 
 def test_a_daemon_that_was_stopped_blames_no_worker_for_its_silence(daemon_with):
-    """Nobody could be heard meanwhile: what ran goes on running."""
-    daemon = daemon_with(silence=2.0)
+    """Nobody could be heard meanwhile: what ran goes on running, for as long as a worker may be silent from then on."""
+    daemon = daemon_with(silence=3.0)
     daemon.up()
     worker, name = daemon.worker(), new_request_id()
     send(daemon.people(), name)
     worker.started(worker.lease())
     daemon.process.send_signal(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(4)
+    woken = time.time()
     daemon.process.send_signal(signal.SIGCONT)
-    status = daemon.people().get(f"/v1/requests/{name}?wait=1&seen=RUNNING", RequestStatus)
-    assert status.state == RequestState.RUNNING
+    status = wait_for(lambda: (found := _status(daemon, name)).state == RequestState.QUEUED and found)
+    assert status.times[RequestState.QUEUED] - woken > 2.9
 
 
 def test_a_request_that_loses_every_worker_fails_with_the_reason(daemon_with):
@@ -134,7 +139,7 @@ def test_a_request_that_loses_every_worker_fails_with_the_reason(daemon_with):
     send(daemon.people(), name)
     for attempt in (1, 2):
         assert worker.lease().attempt == attempt
-        daemon.people().get(f"/v1/requests/{name}?wait=5&seen=LEASED", RequestStatus)
+        wait_for(lambda: _status(daemon, name).state != RequestState.LEASED)
     status = wait_for(lambda: _ended(daemon, name))
     assert (status.state, status.error.kind) == (RequestState.FAILED, "ReplicaFailed")
     send(daemon.people(), cancelled)
@@ -143,8 +148,12 @@ def test_a_request_that_loses_every_worker_fails_with_the_reason(daemon_with):
     assert wait_for(lambda: _ended(daemon, cancelled)).state == RequestState.CANCELLED
 
 
+def _status(daemon, name):
+    return daemon.people().get(f"/v1/requests/{name}", RequestStatus)
+
+
 def _ended(daemon, name):
-    status = daemon.people().get(f"/v1/requests/{name}", RequestStatus)
+    status = _status(daemon, name)
     return status if status.state.ended else None
 
 
@@ -155,7 +164,7 @@ def test_a_late_outcome_of_the_last_attempt_still_counts(daemon_with):
     worker, name = daemon.worker(), new_request_id()
     send(daemon.people(), name)
     lease = worker.lease()
-    daemon.people().get(f"/v1/requests/{name}?wait=5&seen=LEASED", RequestStatus)
+    wait_for(lambda: _status(daemon, name).state == RequestState.QUEUED)
     worker.finish(lease)
     assert daemon.people().get(f"/v1/requests/{name}", RequestStatus).state == RequestState.COMPLETED
 
@@ -170,7 +179,7 @@ def test_a_clean_stop_leaves_neither_socket_nor_lease(daemon_with):
     time.sleep(0.2)
     begun = time.monotonic()
     assert daemon.stop() == 0
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 25  # the poll would have taken 30 s
     poll.join()
     assert not Path(before.socket).exists()
     assert not daemon.places.lease.exists()
@@ -185,7 +194,7 @@ def test_stop_with_workers_ends_every_job(daemon_with):
     """The daemon drains its replicas, waits for their processes, fails what waited, and is gone."""
     daemon = daemon_with()
     daemon.up(replicas=2)
-    replicas = daemon.people().get("/v1/pools/smol", PoolStatus).replicas
+    replicas = daemon.replicas(count=2)
     daemon.worker()
     name = new_request_id()
     send(daemon.people(), name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from nnsight_hpc.daemon import table
+from nnsight_hpc.daemon.database import connect, take_over
 from nnsight_hpc.daemon.retention import forget, forget_stories
-from nnsight_hpc.daemon.store import connect, take_over
 from nnsight_hpc.daemon.story import record
 from nnsight_hpc.wire.errors import NotFound
 from nnsight_hpc.wire.messages import DatasetStatus, DumpSpec, Event, RequestStatus
@@ -32,11 +32,16 @@ def test_a_request_is_forgotten_with_its_files(daemon_with):
     send(http, waiting, frame=run_frame(tokens=10_000))
     wait_for(lambda: _is_forgotten(http, done))
     assert _is_forgotten(http, done, "/story")
-    assert [path.name for path in daemon.places.requests.iterdir() if dump not in path.name] == [f"{waiting}.request"]
+    wait_for(lambda: _files(daemon, dump) == [f"{waiting}.request"])  # its files go after its row
     assert http.get("/v1/datasets/kept", DatasetStatus).request.id == dump
     http.call("DELETE", "/v1/datasets/kept")
     wait_for(lambda: _is_forgotten(http, dump))
     assert http.get(f"/v1/requests/{waiting}", RequestStatus).state == RequestState.QUEUED
+
+
+def _files(daemon, dump: str) -> list[str]:
+    """The files of all requests but the dump."""
+    return [path.name for path in daemon.places.requests.iterdir() if dump not in path.name]
 
 
 def _is_forgotten(http, request: str, part: str = "") -> bool:

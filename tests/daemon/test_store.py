@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from nnsight_hpc.daemon import table
 from nnsight_hpc.daemon.changes import Changes
+from nnsight_hpc.daemon.database import connect, take_over
 from nnsight_hpc.daemon.logs import last_lines
 from nnsight_hpc.daemon.records import Pool, Replica, advance
-from nnsight_hpc.daemon.store import MIGRATIONS, Store, connect, take_over
+from nnsight_hpc.daemon.schema import MIGRATIONS
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.wire.errors import Conflict, CorruptData, HpcError, Incompatible, Unreachable
 from nnsight_hpc.wire.messages import decode, encode
 from nnsight_hpc.wire.places import places_at
@@ -50,7 +52,7 @@ def test_a_commit_that_was_cut_off_is_rolled_back_in_the_copy(tmp_path):
     places = places_at(tmp_path)
     path = take_over(places, 1)
     program = (
-        "import os, sqlite3, sys; from pathlib import Path; from nnsight_hpc.daemon.store import connect\n"
+        "import os, sqlite3, sys; from pathlib import Path; from nnsight_hpc.daemon.database import connect\n"
         "c = connect(Path(sys.argv[1])); c.execute('PRAGMA cache_size = 1'); c.execute('BEGIN')\n"
         "for i in range(300): c.execute('INSERT INTO pools VALUES (?, zeroblob(4000))', (str(i),))\n"
         "os.kill(os.getpid(), 9)"
@@ -191,17 +193,17 @@ def test_a_waiter_sees_every_change_and_gives_up_in_time():
             await asyncio.sleep(0)
             return value
 
-        waiting = asyncio.ensure_future(changes.wait("k", read, lambda v: v >= 2, 5))
+        waiting = asyncio.ensure_future(changes.wait("k", read, lambda v: v >= 2, 120))
         for _ in range(2):
             await asyncio.sleep(0.01)
             value += 1
             changes.announce("k")
         assert await waiting == 2
         assert await changes.wait("k", read, lambda v: v >= 3, 0.05) == 2
-        closing = asyncio.ensure_future(changes.wait("k", read, lambda v: v >= 3, 5))
+        closing = asyncio.ensure_future(changes.wait("k", read, lambda v: v >= 3, 120))
         await asyncio.sleep(0.01)
         changes.close()
-        assert await asyncio.wait_for(closing, 1) == 2
+        assert await asyncio.wait_for(closing, 60) == 2
 
     asyncio.run(scenario())
 

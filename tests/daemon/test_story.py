@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from nnsight_hpc.daemon.store import Store, take_over
+from nnsight_hpc.daemon.database import take_over
+from nnsight_hpc.daemon.store import Store
 from nnsight_hpc.daemon.story import Stories
 from nnsight_hpc.wire.errors import ErrorReport, NotFound
 from nnsight_hpc.wire.messages import Story

@@ -9,19 +9,23 @@ QUICK = {"poll": (3.0, 3.0), "lost": 25.0, "retry": 0.5}
 
 
 def running(owner, pool, *, forwards=1500):
-    """A request that takes seconds, and the replica that runs it now."""
-    request = owner.send(capture_frame(forwards=forwards), pool)
-    return request, runner(owner, pool, request)
+    """A request that takes seconds, and the replica that runs it now; another one where it had ended before that was seen."""
+    frame = capture_frame(forwards=forwards)
+    while True:
+        request = owner.send(frame, pool)
+        if replica := runner(owner, pool, request):
+            return request, replica
 
 
 def runner(owner, pool, request):
-    """The replica that runs a request, the only one of its pool, as soon as one does."""
+    """The replica that runs a request, the only one of its pool, as soon as one does; None where it has ended."""
 
     def found():
-        busy = owner.replicas(pool, ReplicaState.BUSY)
-        return busy and owner.request(request).state == "RUNNING" and busy[0]
+        busy, state = owner.replicas(pool, ReplicaState.BUSY), owner.request(request).state
+        return [None] if state.ended else state == "RUNNING" and busy
 
-    return until(found, f"a replica that runs {request}", 180)
+    [replica] = until(found, f"a replica that runs {request}", 180)
+    return replica
 
 
 def is_answered(owner, pool):

@@ -133,6 +133,12 @@ class Owner:
 
         return until(found, f"a replica of {name} that serves", seconds)
 
+    def settled(self, name):
+        """A replica that serves, once its successor waits in Slurm's queue: until then a pool changes by itself."""
+        replica = self.serving(name)
+        until(lambda: any(one.succeeds == replica.id and one.job_id for one in self.replicas(name)), "a successor", 120)
+        return replica
+
     def story(self, subject):
         """What has happened to a pool (``pools/NAME``) or a request (``requests/ID``), as one text."""
         story = self.http.get(f"/v1/{subject}/story", Story)

@@ -8,7 +8,7 @@ from nnsight_hpc.wire.errors import ReplicaFailed
 from nnsight_hpc.wire.states import EndCause, ReplicaState
 from tests.end_to_end.healing import QUICK, is_answered, runner, running
 from tests.end_to_end.owner import kill, ranks_of, until
-from tests.slurm.worker.graphs import capture_frame
+from tests.slurm.worker.graphs import capture_frame, endless_frame
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
@@ -33,7 +33,7 @@ def test_a_killed_rank_is_named_and_its_request_runs_again(owner, two, rank):
 
 def test_a_request_that_kills_its_worker_twice_is_not_tried_again(owner, one):
     """The second worker that dies under it is the last: it fails with that reason, and the pool goes on."""
-    request = owner.send(capture_frame(forwards=1500), one)
+    request = owner.send(endless_frame(), one)
     killed = []
     for _ in range(2):
         replica = runner(owner, one, request)

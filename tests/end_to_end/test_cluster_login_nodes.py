@@ -8,11 +8,10 @@ import signal
 import sys
 import time
 
-import psutil
 import pytest
 import torch
 
-from tests.cluster.layout import LOGIN, USERS
+from tests.cluster.layout import LOGIN, LOGINS
 from tests.end_to_end.laptop import Laptop
 from tests.end_to_end.owner import ranks_of, until
 from tests.slurm.worker.graphs import talking_frame
@@ -97,18 +96,20 @@ def age(lease):
     os.utime(lease, (past, past))
 
 
-def forget_connections():
-    """End what serves alice's connections: to login nodes that hear nothing more, they are dead."""
-    for process in psutil.process_iter(["name", "uids"]):
-        if process.info["name"].startswith("sshd") and process.info["uids"].real == USERS["alice"]:
-            process.kill()
+def forget_connections(cluster):
+    """End what serves alice's connections: to login nodes that hear nothing more, they are dead.
+
+    On the machine there may be another cluster with an alice of its own; a host sees its own processes only.
+    """
+    for host in LOGINS:
+        cluster.run(host.name, ["pkill", "-KILL", "-u", "alice", "sshd"], user="root", check=False)
 
 
 def test_who_waits_outlives_the_login_node(laptop, owner, generating, cluster):
     """Its daemon dies and its network is gone: by the other node one gets what ran, and one what was still queued."""
-    asking, file, runs = generating(SOON)
     [worker] = ranks_of(owner.serving("tiny").id).values()
-    worker.suspend()  # so that it runs still when all is ready
+    asking, file, runs = generating(SOON)
+    worker.suspend()  # at once, so that it runs still when all is ready
     queued = owner.send(talking_frame(), "tiny")
     waiting = laptop.popen(sys.executable, "-c", SOON + COMMAND, "wait", queued)
     assert queued in waiting.stderr.readline()
@@ -136,7 +137,7 @@ def test_a_laptop_that_slept_gets_its_values(owner, generating, elsewhere, clust
     asking, file, request = generating("" if seconds else SOON)
     asking.send_signal(signal.SIGSTOP)
     cluster.cut_off("laptop")
-    forget_connections()
+    forget_connections(cluster)
     try:
         assert "tokens" in elsewhere.nnsight("result", request).stdout
         assert elsewhere.nnsight("logs", request).stdout.startswith("made")

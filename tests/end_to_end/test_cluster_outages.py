@@ -42,7 +42,7 @@ def test_a_failed_node_and_a_node_without_network(owner, one, cluster):
     finally:
         cluster.join(second.host)
     until(lambda: not {**ranks_of(first.id), **ranks_of(second.id)}, "the end of the lost workers", 120)
-    cluster.wait_states({"idle", "mixed", "allocated"}, timeout=90)  # Slurm can use both again
+    cluster.wait_states({"idle", "mixed", "allocated"}, timeout=120)  # Slurm can use both again
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,14 @@ def test_a_failed_node_and_a_node_without_network(owner, one, cluster):
 )
 def test_slurms_controller_is_away(owner, one, tiny, cluster, seconds):
     """Requests go on, nothing is given up, and a pool that was asked for meanwhile starts when it is back."""
+    owner.settled(one)
     replicas = owner.replicas(one)
     cluster.stop_service("login", "slurmctld")
     stopped = time.monotonic()
     try:
         owner.up("late", model=str(tiny), mem="1G")
         assert is_answered(owner, one)
-        until(lambda: "Slurm" in owner.pool("late").note, "that the new pool waits for Slurm", 90)
+        until(lambda: "Slurm" in owner.pool("late").note, "that the new pool waits for Slurm", 120)
         time.sleep(max(0.0, seconds - (time.monotonic() - stopped)))
     finally:
         cluster.start_service("login", "slurmctld")
@@ -69,7 +70,7 @@ def test_slurms_controller_is_away(owner, one, tiny, cluster, seconds):
 @pytest.mark.parametrize("answer", ["", "slurm_load_jobs error: \x1f\x1f 17 ?\x1f\n\x00"], ids=["empty", "garbled"])
 def test_a_wrong_answer_of_squeue_is_not_believed(owner, one, answer):
     """Once nothing, once nonsense: no replica is given up, and none is submitted."""
-    owner.serving(one)
+    owner.settled(one)
     replicas, jobs = owner.replicas(one), owner.jobs()
     owner.calls.answer_once("squeue", answer)
     until(lambda: owner.calls.answered("squeue"), "a squeue of the daemon", 120)

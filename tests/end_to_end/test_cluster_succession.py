@@ -60,6 +60,11 @@ class Course:
         windows = [(new.started, old.changed) for old, new in pairs]
         return [window for window in windows if not any(_overlap(window, dead) for dead in self.dead)]
 
+    def loads(self):
+        """From when a successor's job began until it was ready, each under a living daemon."""
+        windows = [(new.started, new.ready) for new in self.replicas[1:]]
+        return [window for window in windows if not any(_overlap(window, dead) for dead in self.dead)]
+
     def touching(self, windows):
         return [one for one in self.asked if any(one.touches(window) for window in windows)]
 
@@ -108,7 +113,7 @@ def successor_of(owner, replica):
     def found():
         return next((one for one in owner.pool(POOL).replicas if one.succeeds == replica.id and one.job_id), None)
 
-    return until(found, f"a successor of {replica.id}", 100)
+    return until(found, f"a successor of {replica.id}", 120)
 
 
 def take_over(owner, course):
@@ -116,7 +121,7 @@ def take_over(owner, course):
     old = course.replicas[-1]
     new = successor_of(owner, old)
     until(lambda: owner.replica(POOL, new.id).ready, f"{new.id} being ready", 180)
-    course.replicas[-1] = owner.ended(POOL, old.id, 70)
+    course.replicas[-1] = owner.ended(POOL, old.id)
     course.replicas.append(owner.replica(POOL, new.id))
 
 
@@ -154,7 +159,7 @@ def course(laptop, owner, tiny, long_request):
     owner.up(POOL, model=str(tiny), time=WALLTIME, mem="1G")
     course.replicas.append(owner.serving(POOL))
     with steady_client(laptop, POOL, course):
-        left = until(lambda: left_to(owner.serving(POOL)), "a minute of walltime", 90)
+        left = until(lambda: left_to(owner.serving(POOL)), "a minute of walltime", 120)
         long_request["id"] = owner.send(capture_frame(), POOL, needs=int(left) - 2)
         time.sleep(1)
         long_request["before"] = owner.request(long_request["id"])
@@ -188,9 +193,13 @@ def test_no_request_fails(course, capsys):
 
 
 def test_no_request_waits_for_a_load(course):
-    """From the start of the successor to the end of the former one no request takes nearly as long as the load did."""
-    loads = [new.ready - new.started for new in course.replicas[1:]]
-    assert latencies.quantile(course.touching(course.hand_overs()), 1) < min(loads) / 2
+    """While the successor loads, most requests take not nearly as long as it does: the former one answers them.
+
+    Most, since a busy machine may stand still for as long as a small model loads.
+    """
+    loads = course.loads()
+    due = [one for one in course.asked if any(begin <= one.due <= end for begin, end in loads)]
+    assert latencies.quantile(due, 0.5) < min(end - begin for begin, end in loads) / 2
 
 
 @pytest.mark.long  # a ratio of two times, for a machine that does nothing else

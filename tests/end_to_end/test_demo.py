@@ -18,7 +18,7 @@ from nnsight_hpc.models import load
 from nnsight_hpc.storage import ActivationDataset
 from tests.models_for_tests import CACHE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def _processes_of(folder):
             named = str(folder) in " ".join(process.cmdline()) or str(folder) in process.environ().get(
                 "NNSIGHT_HPC_HOME", ""
             )
+            if named and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process.pid, process.cmdline()))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if named and process.status() != psutil.STATUS_ZOMBIE:
-            found.append((process.pid, process.cmdline()))
     return found
 
 
@@ -121,7 +121,7 @@ def _interrupt(environment, moment, *, seconds=2):
             break
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=90)
+    rest, _ = process.communicate(timeout=200)
     assert process.returncode == 130, rest
     assert "Traceback" not in rest
     return rest
@@ -149,6 +149,6 @@ def test_folder_of_somebody_else_is_not_touched(environment):
     folder.mkdir()
     (folder / "thesis.tex").touch()
     command = [sys.executable, "-m", "nnsight_hpc.client", "demo", "--out", str(folder)]
-    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 5
     assert os.listdir(folder) == ["thesis.tex"]

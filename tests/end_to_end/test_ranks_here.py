@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from nnsight_hpc import LanguageModel
+from tests.local_account import local_account, outlasting
 
 pytestmark = pytest.mark.slow
 
@@ -22,17 +21,9 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def home():
     """An account of its own, whose daemon and workers are ended afterwards; none of their processes is left."""
-    with tempfile.TemporaryDirectory(prefix="r-") as folder, pytest.MonkeyPatch.context() as patch:
-        for name in ("NNSIGHT_HPC_CLUSTER", "NNSIGHT_HPC_SCRATCH"):
-            patch.delenv(name, raising=False)
-        (Path(folder) / "run").mkdir(mode=0o700)
-        patch.setenv("XDG_RUNTIME_DIR", f"{folder}/run")
-        patch.setenv("XDG_CACHE_HOME", f"{folder}/cache")
-        patch.setenv("NNSIGHT_HPC_HOME", f"{folder}/state")
-        patch.setenv("NNSIGHT_HPC_CONFIG", f"{folder}/config.toml")
+    with local_account() as folder:
         yield folder
         nnsight("daemon", "stop", "--workers")
-        assert outlasting(processes_of(folder)) == []
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +37,6 @@ def pool(home, tiny_llama):
 def nnsight(*arguments):
     command = [sys.executable, "-m", "nnsight_hpc.client", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
-
-
-def processes_of(folder):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(folder in argument for argument in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def outlasting(processes):
-    """Those that do not end in a while: mpirun has its ranks to wait for, and the script the mpirun."""
-    return psutil.wait_procs(list(processes), timeout=120)[1]
 
 
 def test_an_intervention_with_gradients_is_that_of_one_process(pool, tiny_llama):
@@ -98,4 +73,4 @@ def test_down_ends_all(pool, home):
     [replica] = json.loads(nnsight("status", "--json"))["pools"][0]["replicas"]
     nnsight("down", pool, "--wait")
     assert json.loads((Path(replica["log"]).parent / "end.json").read_text())["cause"] == "DRAINED"
-    assert outlasting(p for p in processes_of(home) if "mpirun" in p.cmdline()) == []
+    assert outlasting(home, "mpirun") == []

@@ -1,12 +1,10 @@
 """The memory of a model's own forward, backward and generation is estimated, not only that of the graph's operations."""
 
-import itertools
-
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from nnsight_hpc.execution.estimate import check_memory
+from tests.execution.measured import peak_of
 from tests.memory_programs import PROGRAMS, language_model, token_ids
 
 
@@ -24,14 +22,6 @@ def ids():
 def test_estimate_is_near_the_measured_peak(model, ids, program):
     """Estimated and measured memory of a run differ by less than a factor of 1.5."""
     tracer = program(model, ids)  # what libraries keep from their first call on is not the request's
-    peak = max(peak_of(program, model, ids) for _ in range(2))  # what is freed of an earlier one makes it smaller
+    peak = peak_of(lambda: program(model, ids))
     estimate = check_memory(tracer.graph, tracer.graph.tensors, model.module).estimate
     assert 1 / 1.5 < estimate / peak < 1.5
-
-
-def peak_of(program, model, ids):
-    """The most bytes that were allocated at a time, above those of the beginning."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        program(model, ids)
-    events = recorded.profiler.kineto_results.events()
-    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))

@@ -207,7 +207,7 @@ USES = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("kind", "nodes"), [(kind, nodes) for kind, *nodes in HUGE.values()], ids=HUGE.keys())
 def test_what_grows_beyond_its_arguments_is_an_error(exposed, kind, nodes):
     """Numbers, text, lists and loops that would fill memory, or take for ever, raise at once, at their operation."""
@@ -217,7 +217,7 @@ def test_what_grows_beyond_its_arguments_is_an_error(exposed, kind, nodes):
     assert any(op in str(caught.value) for op, *_ in nodes)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
 def test_list_that_holds_itself_twice_over_and_over_is_refused(exposed, use):
     """A list of 2 ** 60 entries that share their memory is not saved, printed, compared or changed."""

@@ -1,8 +1,12 @@
-"""``python -m mpi4py -m tests.parallel.absent HOW FOLDER``: rank 1 does not join as the others do; they say what they hear."""
+"""``python -m mpi4py -m tests.parallel.absent HOW SECONDS FOLDER``: rank 1 does not join as the others do, who wait so long.
+
+What they hear they write to ``FOLDER/heard-RANK``.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,20 +16,28 @@ from nnsight_hpc.parallel.mpi import initialise
 from nnsight_hpc.wire.errors import HpcError
 
 
-def main(how: str, folder: Path) -> None:
-    rank = os.environ["OMPI_COMM_WORLD_RANK"]
-    if rank == "1":
+def main(how: str, seconds: float, folder: Path) -> None:
+    rank, size = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
+    meet(folder, "started", rank, size)  # on a busy machine they start seconds apart
+    if rank == 1:
         if how == "after MPI_Init":
             initialise()
-        time.sleep(20)
-        os._exit(1)
+        while True:
+            signal.pause()
     try:
-        join(lambda error: (folder / f"heard-{rank}").write_text(str(error)), timeout=3.0)
+        join(lambda error: (folder / f"heard-{rank}").write_text(str(error)), timeout=seconds)
     except HpcError as error:
         (folder / f"heard-{rank}").write_text(str(error))
-        time.sleep(3)  # the others shall hear it, too, before this one's end ends them
+        meet(folder, "told", rank, size - 1)  # the first that ends is the end of all
         os._exit(1)
+
+
+def meet(folder: Path, where: str, rank: int, ranks: int) -> None:
+    """Wait until so many ranks are here."""
+    (folder / f"{where}-{rank}").touch()
+    while len([*folder.glob(f"{where}-*")]) < ranks:
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]))

@@ -22,21 +22,24 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnsight_hpc.execution.memory import local
 from nnsight_hpc.execution.values import pack_values
 from nnsight_hpc.models import load, module_tree
 from nnsight_hpc.parallel.loading import load_parallel
 from nnsight_hpc.parallel.view import ShardedView
+from nnsight_hpc.slurm.worker.attempt import guard_of
 from nnsight_hpc.slurm.worker.ranks import Ranks
 from nnsight_hpc.slurm.worker.warmup import first_forward
-from nnsight_hpc.wire.errors import ExecutionFailed, HpcError
+from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph
 from tests.oracle.hooks import hooks_of
 from tests.parallel.fault_injection import CANCELLED, KINDS, LIMIT, Fault, Injector, chosen, raise_an_error
 from tests.parallel.fault_programs import (
     PROGRAMS,
     TOO_LARGE,
     changed_weight,
+    data_sized,
     gradient,
     source,
     too_large,
@@ -53,6 +56,8 @@ _CIRCLES = 20
 """Tensors of failed requests that may wait, in all, for Python to collect what holds itself."""
 _GROWTH = 64 << 20
 """Bytes by which the process may grow (heaps, and what is compiled at the first fault)."""
+_LITTLE, _MUCH = 32 << 20, 4 << 30
+"""Bytes that a request may need beside the model."""
 _ROOM = 128 << 20
 """Bytes that a rank may have more than it has, when it is to have too little memory."""
 
@@ -67,6 +72,11 @@ class Replica:
     programs: dict
     before: dict
     passed: dict
+
+    def guard_of(self, trace, budget):
+        """What is left to check in the run of a program that may take so many bytes."""
+        program = self.programs[trace].program
+        return guard_of(program.graph, program.tensors, self.ranks.loaded.module, budget, lambda: False)
 
 
 replicas: list[Replica] = []
@@ -235,6 +245,45 @@ def check_memory_that_one_rank_does_not_have(rank):
                 assert f"allocate {4 * TOO_LARGE} bytes" in error.why
                 assert f"raised by rank {where} on {rank.world.node} (of {rank.world.size} ranks)" in error.why
                 assert after == made.before[gradient]
+
+
+class Carried(TorchDispatchMode):
+    """Notes which operations this rank carries out."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, operation, _types, args=(), kwargs=None):
+        self.operations.add(operation.overloadpacket.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+def check_what_rank_0_refuses_in_the_run_no_rank_carries_out(rank):
+    """A size that depends on data is known to all ranks at once; the others wait until rank 0 has looked at it."""
+    made = replica(rank)
+    made.programs[data_sized] = program_of(rank, made.folder, data_sized)
+    for budget in (_LITTLE, _MUCH):
+        guard = made.guard_of(data_sized, budget) if rank.world.rank == 0 else None
+        with Carried() as carried:
+            error = guarded(rank, made, data_sized, guard)
+        with together(rank, budget):
+            assert ("repeat_interleave" in carried.operations) == (budget == _MUCH)
+            if rank.world.rank == 0 and budget == _LITTLE:
+                assert isinstance(error, InvalidGraph), error
+                assert f"fault_programs.py:{line_of(data_sized, 'repeat_interleave')}: " in error.where
+
+
+def guarded(rank, made, trace, guard):
+    """The error on rank 0 of a program with a guard, if there is one."""
+    if rank.world.rank:
+        made.ranks.follow()
+        return None
+    with made.ranks:
+        try:
+            made.ranks.run(made.programs[trace].program, guard=guard)
+        except HpcError as error:
+            return error
 
 
 def line_of(function, text):

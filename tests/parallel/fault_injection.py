@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from nnsight_hpc.parallel import Guard
-    from nnsight_hpc.slurm.worker.model import Program
+    from nnsight_hpc.slurm.worker.model import Member
     from nnsight_hpc.slurm.worker.ranks import Ranks
 
 LIMIT = Stop(Word.TIME_LIMIT, HpcError("its time is over"))
@@ -104,18 +104,18 @@ class Injector:
             self._pass("word")
         self._before(*step)
 
-    def _in_part(self, program: Program, **options: Any) -> dict[str, Any]:
+    def _in_part(self, member: Member) -> dict[str, Any]:
         """A node asks before it runs whether the request was cancelled: there an error is its operation's."""
-        asked = options.pop("cancelled", None)
+        asked = member.cancelled
 
         def cancelled() -> bool:
             self._pass("node")
             return asked is not None and asked()
 
-        return self._part(program, cancelled=cancelled, **options)
+        return self._part(member._replace(cancelled=cancelled))
 
-    def _limited(self, payload: memoryview, stop: Callable[[], Stop | None]) -> Any:
-        return self._lead(payload, lambda: LIMIT if self.asked("limit") else stop())
+    def _limited(self, payload: memoryview, stop: Callable[[], Stop | None], **which: int) -> Any:
+        return self._lead(payload, lambda: LIMIT if self.asked("limit") else stop(), **which)
 
     def asked(self, what: str) -> bool:
         """Whether it is now that the request is to stop."""

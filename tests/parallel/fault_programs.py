@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TOO_LARGE = 2**27
 """Elements of the tensor that `too_large` makes."""
 
+FOR_EACH = 2**14
+"""Elements that `data_sized` makes for each one of a hidden state."""
+
 
 class Traced(NamedTuple):
     """A program, and the error that it ends with in one process."""
@@ -129,6 +132,13 @@ def too_large(model, ids) -> None:
     with model.trace(ids):
         room = model.model.layers[0].mlp.act_fn.output.sum().expand(TOO_LARGE).clone()
         room[:3].save()
+
+
+def data_sized(model, ids) -> None:
+    """A tensor whose size only the run can tell."""
+    with model.trace(ids):
+        hidden = model.model.layers[0].output
+        torch.repeat_interleave(hidden.flatten()[:1], (hidden > float("-inf")).sum() * FOR_EACH)[:3].save()
 
 
 def wrong_shape(model, ids) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-import statistics
 import sys
-import time
 import weakref
 from functools import cache
 
@@ -89,13 +87,12 @@ KINDS = {
 
 
 def failure(rank, function, stop=None):
-    """The error that a request ends with on this rank, and after how many seconds."""
+    """The error that a request ends with on this rank."""
     rank.world.comm.Barrier()
-    begun = time.perf_counter()
     try:
         rank.guard.run(function, stop)
     except HpcError as error:
-        return error, time.perf_counter() - begun
+        return error
     raise AssertionError("the request did not fail")
 
 
@@ -118,27 +115,24 @@ def assert_same_everywhere(rank, error):
 
 
 def check_faults_at_random_places(rank):
-    """One, some or all ranks fail at random places: all get an error that names them, fast; the next request is as before."""
-    chance, slow = random.Random(rank.world.size), []
+    """One, some or all ranks fail at random places: all get an error that names them; the next request is as before."""
+    chance = random.Random(rank.world.size)
     healthy(rank)
     for number in range(FAULTS):
         failing = chance.sample(range(rank.world.size), chance.choice((1, 1, 2, rank.world.size)))
         kinds = {one: (chance.choice(PLACES), chance.choice([*KINDS])) for one in failing}
         mine = [kinds[rank.world.rank]] if rank.world.rank in kinds else []
-        error, seconds = failure(rank, lambda mine=mine: request(rank, mine))
+        error = failure(rank, lambda mine=mine: request(rank, mine))
         assert any(text in str(error) for text in {KINDS[kind] for _, kind in kinds.values()}), (number, str(error))
         assert_same_everywhere(rank, error)
-        slow.append(seconds)
         assert_healthy(rank)
-    assert statistics.median(slow) < 0.5, slow
-    assert max(slow) < 20, slow
 
 
 def check_the_failed_rank_is_named(rank):
     """The error of one rank says which it was, on which node, of how many."""
     last, size = rank.world.size - 1, rank.world.size
     faults = [(("after", 1), raise_an_error)] if rank.world.rank == last else []
-    error, _ = failure(rank, lambda: request(rank, faults))
+    error = failure(rank, lambda: request(rank, faults))
     assert isinstance(error, ExecutionFailed)
     assert f"rank {last} on {rank.world.node} (of {size} ranks)" in str(error)
     assert "KeyError" in str(error)
@@ -152,7 +146,7 @@ def check_an_error_of_all_ranks_is_told_once(rank):
             "IndexError: too far", where="notebook.py:3", why="in x[9]", exception="IndexError"
         )
 
-    error, _ = failure(rank, mistake)
+    error = failure(rank, mistake)
     assert isinstance(error, IndexError)
     assert str(error) == "notebook.py:3\n  IndexError: too far\n  in x[9]"
 
@@ -163,7 +157,7 @@ def check_different_errors_are_all_told(rank):
     def fail():
         raise ValueError(f"by {rank.world.rank}")
 
-    error, _ = failure(rank, fail)
+    error = failure(rank, fail)
     assert error.what == "ValueError: by 0"
     assert all(f"by {other}" in error.why for other in range(1, rank.world.size))
 
@@ -171,7 +165,7 @@ def check_different_errors_are_all_told(rank):
 def check_a_failure_in_backward_is_seen_through_autograd(rank):
     """A peer's failure comes out of backward wrapped by C++, and is still known for what it is."""
     faults = [(("backward", 2), raise_an_error)] if rank.world.rank == 1 else []
-    error, _ = failure(rank, lambda: request(rank, faults))
+    error = failure(rank, lambda: request(rank, faults))
     assert error.what == "KeyError: 'a fault'"
     assert f"rank 1 on {rank.world.node}" in error.why
     assert_healthy(rank)
@@ -190,7 +184,7 @@ def check_a_swallowed_failure_is_still_one(rank):
                 continue
         return "done"
 
-    error, _ = failure(rank, stubborn)
+    error = failure(rank, stubborn)
     assert error.what == "KeyError: 'a fault'"
     assert_healthy(rank)
 
@@ -218,25 +212,28 @@ def check_cancelling_from_any_rank_at_any_word(rank):
             asked.append(1)
             return Stop(Word.CANCELLED, RequestCancelled("somebody cancelled it")) if len(asked) > after else None
 
-        error, seconds = failure(rank, lambda: request(rank), stop if rank.world.rank == who else None)
+        error = failure(rank, lambda: request(rank), stop if rank.world.rank == who else None)
         assert isinstance(error, RequestCancelled)
         assert str(error) == "somebody cancelled it"
-        assert seconds < 20
+        assert len(asked) == (after + 1 if rank.world.rank == who else 0)
         assert_healthy(rank)
 
 
-def check_a_time_limit_ends_the_request_when_it_is_due(rank):
+def check_a_time_limit_ends_the_request_at_the_next_word(rank):
     """A time limit on one rank ends all of them at the first word after it."""
-    due = time.monotonic() + 0.3
-    limit = Stop(Word.TIME_LIMIT, HpcError("it took longer than 0.3 s"))
+    limit, words = Stop(Word.TIME_LIMIT, HpcError("it took longer than 0.3 s")), []
 
     def endless():
         while True:
             dist.all_reduce(torch.ones(1))
 
-    error, seconds = failure(rank, endless, lambda: limit if rank.world.rank == 0 and time.monotonic() > due else None)
+    def due():
+        words.append(1)
+        return limit if len(words) == 50 else None
+
+    error = failure(rank, endless, due if rank.world.rank == 0 else None)
     assert str(error) == "it took longer than 0.3 s"
-    assert 0.1 < seconds < 15
+    assert len(words) == (50 if rank.world.rank == 0 else 0)
     assert_healthy(rank)
 
 
@@ -249,7 +246,7 @@ def check_a_failure_counts_more_than_cancelling(rank):
             raise_an_error()
         dist.all_reduce(torch.ones(1))
 
-    error, _ = failure(rank, fail, lambda: cancelled if rank.world.rank == 0 else None)
+    error = failure(rank, fail, lambda: cancelled if rank.world.rank == 0 else None)
     assert error.what == "KeyError: 'a fault'"
     assert_same_everywhere(rank, error)
 
@@ -274,7 +271,7 @@ def check_ranks_that_do_different_things_are_stopped(rank):
         (other_collective, "broadcast of 4 x 4 bytes"),
         (one_more, "all-reduce of 4 x 4 bytes"),
     ):
-        error, _ = failure(rank, program)
+        error = failure(rank, program)
         assert error.what.startswith("the ranks do different things")
         assert f"rank 1 on {rank.world.node}: the ranks do different things: one was at {theirs}" in error.why
         assert_same_everywhere(rank, error)
@@ -285,7 +282,7 @@ def check_groups_of_all_ranks_are_told_apart(rank):
     """Two groups that all ranks are in are not mixed up: a rank that uses the other one is found out."""
     other = dist.new_group([*range(rank.world.size)])
     group = other if rank.world.rank == 1 else dist.group.WORLD
-    error, _ = failure(rank, lambda: dist.all_reduce(torch.ones(4), group=group))
+    error = failure(rank, lambda: dist.all_reduce(torch.ones(4), group=group))
     assert error.what.startswith("the ranks do different things")
     assert_healthy(rank)
 
@@ -316,7 +313,7 @@ def check_a_failed_request_keeps_no_memory(rank):
 
     gc.disable()
     try:
-        error, _ = failure(rank, hold)
+        error = failure(rank, hold)
         assert [one() for one in alive] == [None], error
     finally:
         gc.enable()
@@ -343,7 +340,7 @@ def check_a_rank_that_cannot_go_on_is_told_first(rank):
             if rank.world.rank == 1:
                 raise ReplicaFailed("its weights have changed")
 
-    error, _ = failure(rank, unclear)
+    error = failure(rank, unclear)
     assert isinstance(error, ReplicaFailed)
     assert error.what == "its weights have changed"
     assert "rank 0 on" in error.why
@@ -359,7 +356,7 @@ def check_cancelling_between_words_is_no_failure(rank):
             raise RequestCancelled("somebody cancelled it")
         dist.all_reduce(torch.ones(1))
 
-    error, _ = failure(rank, cancelled)
+    error = failure(rank, cancelled)
     assert (type(error), str(error)) == (RequestCancelled, "somebody cancelled it")
     assert_healthy(rank)
 

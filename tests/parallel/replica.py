@@ -16,17 +16,21 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
 
 from nnsight_hpc.wire.errors import ErrorReport
-from nnsight_hpc.wire.frames import pack, unpack
+from nnsight_hpc.wire.frames import joined, pack, parted, unpack
 from nnsight_hpc.wire.messages import Message
 from tests.devices import DEVICE
 from tests.parallel.ranks import mpirun
 
-_START = 120.0
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_START = 200.0
 """Seconds for all ranks to import torch and meet, with other tests beside them."""
 _ANSWER = 200.0
 _END = 60.0
@@ -36,7 +40,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Question(Message):
-    """What rank 0 is asked: to run the graph in the frame that comes along on a model, which is loaded when it is new."""
+    """What rank 0 is asked: to run the graphs in the frames that come along on a model, which is loaded when it is new."""
 
     model: str
     view: str = "ShardedView"
@@ -45,12 +49,16 @@ class Question(Message):
     """Whether the modules whose forward runs are to be named."""
     estimated: bool = True
     """Whether rank 0 estimates the graph's memory first, as a worker does; for tests with little time it does not."""
+    cancelled: int | None = None
+    """The request that is cancelled, by its number, once the module `after` has run."""
+    after: str = ""
 
 
 class Answer(Message):
-    """What a request came to; its result comes along."""
+    """What a request came to; its result comes along. Of requests that come together `ran` is what ran for all."""
 
     error: ErrorReport | None = None
+    cancelled: bool = False
     said: tuple[str, ...] = ()
     ran: tuple[str, ...] = ()
 
@@ -96,7 +104,12 @@ class Replica:
         return self._process.poll() is None
 
     def ask(self, question: Question, frame: bytes) -> tuple[Answer, bytes]:
-        """What the ranks answer, and their result.
+        """What the ranks answer, and their result; see `ask_together`."""
+        [answer] = self.ask_together(question, [frame])
+        return answer
+
+    def ask_together(self, question: Question, frames: Sequence[bytes]) -> list[tuple[Answer, bytes]]:
+        """What the ranks answer to requests that may share a forward, and their results.
 
         Raises
         ------
@@ -105,14 +118,14 @@ class Replica:
         """
         with self._lock:
             try:
-                send(self._connection, pack(msgspec.json.encode(question), frame))
+                send(self._connection, pack(msgspec.json.encode(question), joined(frames)))
                 received = receive(self._connection)
             except OSError:
                 received = None
             if received is None:
                 raise Gone(f"{self.ranks} ranks did not answer:\n{self._end()}")
-        header, result = unpack(received)
-        return msgspec.json.decode(header, type=Answer), bytes(result)
+        header, results = unpack(received)
+        return [*zip(msgspec.json.decode(header, type=list[Answer]), map(bytes, parted(results)), strict=True)]
 
     def close(self) -> None:
         """Let the ranks go, and see that they do."""

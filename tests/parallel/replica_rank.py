@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from contextlib import nullcontext
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -23,7 +24,7 @@ from nnsight_hpc.slurm.worker.control import Control
 from nnsight_hpc.slurm.worker.loop import Runner
 from nnsight_hpc.slurm.worker.team import Team
 from nnsight_hpc.wire.errors import ReplicaFailed
-from nnsight_hpc.wire.frames import pack, unpack
+from nnsight_hpc.wire.frames import joined, pack, parted, unpack
 from nnsight_hpc.wire.messages import encode
 from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.workers import Lease
@@ -31,6 +32,8 @@ from tests.oracle.hooks import counting, hooks_of
 from tests.parallel.replica import Answer, Question, receive, send
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import torch
 
     from nnsight_hpc.slurm.worker.ranks import Ranks
@@ -59,22 +62,37 @@ class Leader:
         self._held: dict[PoolSpec, Ranks] = {}
         self._now: Ranks | None = None
 
-    def answer(self, question: Question, frame: bytes) -> bytes:
+    def answer(self, question: Question, frames: Sequence[memoryview]) -> bytes:
         # The specification names the view, too: it is what the followers get.
         spec = PoolSpec(name=question.view, model=question.model, tp=self._team.world.size)
-        ranks, said = self._turn_to(spec), []
-        request = self._folder / "request"
-        lease = Lease(id="r", kind="run", attempt=1, request=str(request), result="", user="tests")
-        request.write_bytes(frame)
+        ranks, said = self._turn_to(spec), defaultdict(list)
+        leases = [_lease(self._folder / f"r{number}", frame) for number, frame in enumerate(frames)]
         runner = Runner(ranks, self._control, None)
         with (
             counting(ranks.loaded.module) if question.counted else nullcontext([]) as ran,
             nullcontext() if question.estimated else mock.patch.object(attempt, "guard_of", return_value=None),
+            self._cancelling(question, ran),
         ):
-            [[(_, outcome)]] = runner.run([lease], self._folder, lambda _request, line, _source: said.append(line))
+            ended = runner.run(leases, self._folder, lambda request, line, _source: said[request].append(line))
+            outcomes = {lease.id: outcome for several in ended for lease, outcome in several}
         if self._control.failure is not None:
             raise self._control.failure  # ends the ranks, as it would a worker
-        return pack(msgspec.json.encode(Answer(error=outcome.error, said=tuple(said), ran=tuple(ran))), outcome.result)
+        ends = [outcomes[lease.id] for lease in leases]
+        answers = [
+            Answer(error=end.error, cancelled=end.cancelled, said=tuple(said[end.id]), ran=tuple(ran)) for end in ends
+        ]
+        return pack(msgspec.json.encode(answers), joined([end.result for end in ends]))
+
+    @contextmanager
+    def _cancelling(self, question: Question, ran: Sequence[str]) -> Iterator[None]:
+        def is_cancelled(request: str) -> bool:
+            return request == f"r{question.cancelled}" and question.after in ran
+
+        with (
+            mock.patch.object(self._control, "is_cancelled", is_cancelled),
+            mock.patch.object(self._control, "was_cancelled", is_cancelled),
+        ):
+            yield
 
     def _turn_to(self, spec: PoolSpec) -> Ranks:
         if spec not in self._held or self._held[spec] is not self._now:
@@ -88,6 +106,11 @@ class Leader:
         if self._now is not None:
             self._now.__exit__(None, None, None)
             self._now = None
+
+
+def _lease(request: Path, frame: memoryview) -> Lease:
+    request.write_bytes(frame)
+    return Lease(id=request.name, kind="run", attempt=1, request=str(request), result="", user="tests")
 
 
 def held_after(team: Team, held: dict[PoolSpec, Ranks], spec: PoolSpec) -> Ranks:
@@ -109,7 +132,7 @@ def lead(team: Team, folder: Path) -> None:
         connection.connect(str(folder / "socket"))
         while (frame := receive(connection)) is not None:
             header, block = unpack(frame)
-            send(connection, leader.answer(msgspec.json.decode(header, type=Question), bytes(block)))
+            send(connection, leader.answer(msgspec.json.decode(header, type=Question), parted(block)))
     leader.let_go()
     team._tell(b"")
 

@@ -56,7 +56,13 @@ def test_a_process_that_srun_started_without_its_mpi():
     code = "from nnsight_hpc.parallel import join; join(print)"
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "SLURM_STEP_NUM_TASKS": "2", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode != 0
     assert "Incompatible: the launcher started 2 ranks, and MPI sees 1" in done.stderr
@@ -64,7 +70,8 @@ def test_a_process_that_srun_started_without_its_mpi():
 
 def test_a_rank_that_never_joins_is_named(tmp_path):
     """Of three ranks of which one does not join, the others hear which it is, in time."""
-    assert mpirun(3, ["-m", "tests.parallel.absent", "after MPI_Init", str(tmp_path)], scratch=tmp_path).wait() != 0
+    program = ["-m", "tests.parallel.absent", "after MPI_Init", "10", str(tmp_path)]
+    assert mpirun(3, program, scratch=tmp_path).wait() != 0
     heard = {path.name: path.read_text() for path in tmp_path.glob("heard-*")}
     assert heard.keys() == {"heard-0", "heard-2"}
     assert all(text.startswith("rank 1 of 3 did not answer within ") for text in heard.values())
@@ -72,7 +79,8 @@ def test_a_rank_that_never_joins_is_named(tmp_path):
 
 def test_a_rank_that_never_enters_mpi_ends_the_others(tmp_path):
     """A rank that waits in MPI_Init, which nothing can interrupt, says why and ends."""
-    assert mpirun(2, ["-m", "tests.parallel.absent", "before MPI_Init", str(tmp_path)], scratch=tmp_path).wait() != 0
+    program = ["-m", "tests.parallel.absent", "before MPI_Init", "3", str(tmp_path)]
+    assert mpirun(2, program, scratch=tmp_path).wait() != 0
     assert (tmp_path / "heard-0").read_text().startswith("the ranks did not meet within 3 s\n  where: MPI_Init, on ")
 
 
@@ -80,7 +88,7 @@ def test_without_an_mpi_library():
     """Where libmpi cannot be loaded, importing the package says what to install or load."""
     code = "import sys; sys.modules['mpi4py'] = None; import nnsight_hpc.parallel"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
     )
     assert "NotFound: no MPI library can be used from Python" in done.stderr
     assert "module load openmpi" in done.stderr

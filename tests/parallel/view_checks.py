@@ -218,10 +218,10 @@ def check_what_is_read_is_a_copy(rank):
 
 
 def check_rank_0_decides(rank):
-    """The decision of rank 0 is that of all."""
+    """The number of rank 0 is that of all, and so is its decision."""
     view = pair(rank, "llama").view
-    for decision in (True, False):
-        assert view.agree(decision if rank.world.rank == 0 else not decision) is decision
+    for number in (True, False, 2**32 - 1):
+        assert view.agree(number if rank.world.rank == 0 else not number) == number
     assert view.keeps == (rank.world.rank == 0)
 
 

@@ -1,13 +1,16 @@
-"""Views whose layouts are wrong on purpose: what a mistake in learning where tensors are split would look like.
+"""Views that are wrong on purpose.
 
-Each keeps all sizes right, so that nothing fails by itself, and whole values are merely wrong.
+Most are what a mistake in learning where tensors are split would look like: each keeps all sizes right, so that nothing fails
+by itself, and whole values are merely wrong.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import OutOfMemoryError
 
 from nnsight_hpc.parallel.layout import Layout
 from nnsight_hpc.parallel.view import ShardedView
@@ -49,10 +52,29 @@ def _as(kind: type[Layout], layout: Layout) -> Layout:
     return kind(**{field.name: getattr(layout, field.name) for field in fields(Layout)})
 
 
+class FailsOnOneRank(ShardedView):
+    """Whoever looks at a query projection fails on all ranks but the first."""
+
+    error: Exception = ValueError("a rank has no query projection")
+
+    def whole(self, path: str, side: str, tree: Any, *, root_only: bool = False) -> Any:
+        if path.endswith("q_proj") and not self.keeps:
+            raise self.error
+        return super().whole(path, side, tree, root_only=root_only)
+
+
+class NoMemoryOnOneRank(FailsOnOneRank):
+    """As `FailsOnOneRank`; the memory does not suffice."""
+
+    error = OutOfMemoryError("a rank has no memory for it")
+
+
 VIEWS = {
     "ShardedView": ShardedView,
     "JoinedBackwards": _view(partial(_as, Backwards)),
     "TakenElsewhere": _view(partial(_as, Elsewhere)),
     # GPT-2's queries, keys and values are taken for one tensor, and each rank's part for a third of it and not of each.
     "NotPacked": _view(partial(replace, packed=1)),
+    "FailsOnOneRank": FailsOnOneRank,
+    "NoMemoryOnOneRank": NoMemoryOnOneRank,
 }

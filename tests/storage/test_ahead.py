@@ -100,7 +100,7 @@ for item in read_ahead(slowly()):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdout.readline() == b"ready\n"
         program.send_signal(signal.SIGINT)
-        errors = program.communicate(timeout=60)[1].decode()
+        errors = program.communicate(timeout=120)[1].decode()
     assert program.returncode == -signal.SIGINT
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
     assert errors.count("Traceback") == 1

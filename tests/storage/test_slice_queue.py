@@ -77,12 +77,14 @@ def test_a_new_queue_learns_who_is_at_work_from_their_reports():
 
 
 def test_what_an_unknown_worker_wrote_counts():
-    """A slice on disk is written, whoever was to write it; overflows are summed once."""
+    """A slice on disk is written, whoever was to write it; overflows and padding are summed once."""
     queue = SliceQueue(opened(2))
     queue.next("a")
-    queue.wrote(part_of(0, overflows={"x": 3}))
-    queue.wrote(part_of(0, overflows={"x": 3}))
-    assert (queue.next("a"), dict(queue.overflows)) == (1, {"x": 3})
+    for _ in range(2):
+        queue.wrote(part_of(0, overflows={"x": 3}, run_tokens=30, padded_tokens=40))
+    assert (queue.next("a"), dict(queue.overflows), queue.padding) == (1, {"x": 3}, 0.25)
+    queue.wrote(part_of(1, run_tokens=30, padded_tokens=60))
+    assert queue.padding == 0.4
 
 
 def test_another_dataset_is_refused():

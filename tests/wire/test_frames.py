@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnsight_hpc.wire.errors import InvalidInput
-from nnsight_hpc.wire.frames import pack, unpack
+from nnsight_hpc.wire.frames import joined, pack, parted, unpack
 
 
 @given(st.binary(), st.binary())
@@ -11,6 +11,12 @@ def test_frame_gives_back_what_went_in(header, block):
     """Header and block survive packing for any bytes."""
     got_header, got_block = unpack(pack(header, block))
     assert (got_header, bytes(got_block)) == (header, block)
+
+
+@given(st.lists(st.binary()))
+def test_several_frames_in_one_come_apart_again(frames):
+    """Each as it was, in their order, also empty ones and none."""
+    assert [*map(bytes, parted(joined(frames)))] == frames
 
 
 @given(st.binary(max_size=40))

@@ -72,7 +72,7 @@ def server(tmp_path):
         return stream
 
     yield open_stream
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(120)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(120)
     loop.close()

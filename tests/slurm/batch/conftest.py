@@ -57,8 +57,15 @@ class Bench:
         return job
 
     def until(self, job: str, state: JobState, seconds: float = 120.0) -> JobInfo:
-        wait_for(lambda: self.info(job).state is state, lambda: str(self.info(job)), seconds)
-        return self.info(job)
+        """What was said of the job when it was in that state: the next answer may be that nobody knows."""
+        found: list[JobInfo] = []
+
+        def reached() -> bool:
+            found.append(self.info(job))
+            return found[-1].state is state
+
+        wait_for(reached, lambda: str(found[-1]), seconds)
+        return found[-1]
 
     def info(self, job: str) -> JobInfo:
         return self.executor.survey([job], self.places).jobs[job]
@@ -91,7 +98,7 @@ def wait_for(condition: Callable[[], bool], complaint: Callable[[], str], second
 def local(tmp_path: Path) -> Iterator[Bench]:
     """The embedded executor, in a folder with a hostile name."""
     bench = Bench(
-        EmbeddedExecutor("tiny_worker", grace=2.0),
+        EmbeddedExecutor("tiny_worker", grace=60.0),
         places_at(tmp_path / HOSTILE_HOME),
         lambda path: path.mkdir(parents=True),
     )

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 def test_a_job_runs_in_its_folder_and_ends_cleanly_when_drained(bench: Bench) -> None:
     """USR2 reaches the worker, and the job lasts until the worker has finished what it held."""
     job = bench.start("r1")
-    assert bench.info(job).state is JobState.RUNNING
-    assert bench.info(job).host
+    assert bench.until(job, JobState.RUNNING).host
     bench.executor.drain(job)
     info = bench.until(job, JobState.ENDED)
     assert (info.reason, info.cause) == ("ended with success", EndCause.DRAINED)
@@ -56,11 +55,12 @@ def test_a_worker_that_is_killed_is_told_apart(bench: Bench) -> None:
 
 def test_a_survey_finds_the_jobs_of_a_home(bench: Bench) -> None:
     """Also those that nobody asks for, while they have not ended; not those of another home."""
+    before = time.time()
     job = bench.start("r1")
     found = bench.executor.survey([], bench.places)
     assert ({}, {"r1": job}, "") == (found.jobs, found.ours, found.doubt)
     assert bench.executor.survey([], places_at(bench.places.home / "other")).ours == {}
-    assert time.time() - 60 < bench.info(job).started < time.time() + 1
+    assert before - 1 < bench.until(job, JobState.RUNNING).started < time.time() + 1  # Slurm cuts seconds off
     bench.executor.cancel(job)
     bench.until(job, JobState.ENDED)
     assert bench.executor.survey([], bench.places).ours == {}
@@ -89,10 +89,9 @@ def test_cancel_lets_the_worker_clean_up(bench: Bench) -> None:
 
 def test_cancel_ends_a_worker_that_ignores_sigterm(bench: Bench) -> None:
     """SIGKILL follows after the grace; asking again for the end of an ended job has no effect."""
+    bench.executor._grace = 2.0  # of the embedded one; Slurm has its own
     job = bench.start("r1", "stubborn")
-    began = time.monotonic()
     bench.executor.cancel(job)
-    assert time.monotonic() - began < 1.5
     bench.until(job, JobState.ENDED)
     bench.executor.cancel(job)
     bench.executor.drain(job)
@@ -131,6 +130,17 @@ def test_a_hostile_replica_or_pool_name_is_refused(bench: Bench) -> None:
 # Without Slurm
 
 
+def test_who_cancels_does_not_wait_for_the_end(local: Bench) -> None:
+    """The worker has its grace meanwhile, of a minute here."""
+    job = local.start("r1", "stubborn")
+    local.executor.cancel(job)
+    assert local.info(job).state is JobState.RUNNING
+    script = psutil.Process(int(job.split(":")[0]))
+    for process in [*script.children(recursive=True), script]:
+        process.kill()
+    local.until(job, JobState.ENDED)
+
+
 def test_a_local_worker_outlives_the_daemon_that_started_it(local: Bench) -> None:
     """It runs in a session of its own, is found again by its job id, and its end is seen."""
     local.make_folder(local.places.replica("r1"))
@@ -148,7 +158,7 @@ def test_a_local_worker_outlives_the_daemon_that_started_it(local: Bench) -> Non
 
     argument = json.dumps([str(local.places.home), encode(local.spec()).decode()])
     done = subprocess.run(
-        [sys.executable, "-c", program, argument], check=True, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program, argument], check=True, capture_output=True, text=True, timeout=120
     )
     job = done.stdout.strip()
     local.jobs.append(job)
@@ -188,6 +198,7 @@ def test_cancel_takes_what_the_worker_left_behind(local: Bench) -> None:
     marker = local.places.home / "child"
     child = f"trap '' TERM; echo $BASHPID > {shlex.quote(str(marker))}; sleep 60; sleep 60"
     job = local.start("r1", setup=(f"({child}) &",))
+    wait_for(lambda: marker.exists() and marker.read_text().endswith("\n"), lambda: local.log("r1"))
     pid = int(marker.read_text())
     local.executor.cancel(job)
     local.until(job, JobState.ENDED)
@@ -229,7 +240,7 @@ def test_nothing_here_loads_torch() -> None:
     program = (
         "import nnsight_hpc.slurm.batch.slurm, nnsight_hpc.slurm.batch.embedded, sys; print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n"
 
 
@@ -282,7 +293,7 @@ def test_ranks_without_mpirun_are_refused_with_what_to_do(local: Bench, monkeypa
 def test_ranks_on_this_machine_are_one_mpi_world(local: Bench) -> None:
     """Below a real mpirun, whatever the folder is called; the script says how they ended."""
     job = local.submit("r1", "mpi", tp=3)
-    assert local.until(job, JobState.ENDED, 120).reason == "ended with success"
+    assert local.until(job, JobState.ENDED).reason == "ended with success"
     assert [of_rank(local.log("r1"), rank).count("rank sum 3 of 3") for rank in range(4)] == [1, 1, 1, 0]
     assert local.end("r1")["cause"] == "DRAINED"
 

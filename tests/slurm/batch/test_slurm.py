@@ -29,7 +29,7 @@ def test_a_running_job_has_a_host_and_an_end(slurm: Bench) -> None:
     job = slurm.start("r1", time="0:20:00")
     info = slurm.until(job, JobState.RUNNING)
     assert info.host in {"n1", "n2"}
-    assert info.ends == pytest.approx(time.time() + 1200, abs=60)
+    assert info.ends == pytest.approx(info.started + 1200, abs=1)
 
 
 def test_the_login_environment_stays_behind(slurm: Bench, cluster: Cluster) -> None:
@@ -46,16 +46,10 @@ def test_the_login_environment_stays_behind(slurm: Bench, cluster: Cluster) -> N
 def test_a_waiting_job_says_why_and_what_to_do(slurm: Bench) -> None:
     """Its reason in words; a drain passes it by, at once; a cancelled one has ended."""
     job = slurm.submit("r1", time="2-00:00:00")
-    info = slurm.until(job, JobState.PENDING)
-    deadline = time.monotonic() + 120
-    while "PartitionTimeLimit" not in info.reason and time.monotonic() < deadline:
-        time.sleep(0.5)
-        info = slurm.info(job)
-    assert info.reason.startswith("its time limit is above its partition's; it will never start so")
-    began = time.monotonic()
+    why = "its time limit is above its partition's; it will never start so"
+    wait_for(lambda: slurm.info(job).reason.startswith(why), lambda: str(slurm.info(job)))
     slurm.executor.drain(job)
-    assert time.monotonic() - began < 30
-    assert JobState.PENDING is slurm.info(job).state
+    slurm.until(job, JobState.PENDING)
     slurm.executor.cancel(job)
     assert slurm.until(job, JobState.ENDED).reason == "cancelled (scancel)"
 
@@ -65,11 +59,9 @@ def test_a_job_that_waits_for_nodes_says_so(slurm: Bench) -> None:
     slurm.submit("r1", nodes=2, tp=2, sbatch_args=("--exclusive",))
     slurm.until(slurm.jobs[0], JobState.RUNNING)
     slurm.submit("r2", nodes=2, tp=2, sbatch_args=("--exclusive",))
-    deadline = time.monotonic() + 120
-    while "[Resources]" not in slurm.info(slurm.jobs[1]).reason and time.monotonic() < deadline:
-        time.sleep(0.5)
+    why = "next in line, waits for nodes"
+    wait_for(lambda: slurm.info(slurm.jobs[1]).reason.startswith(why), lambda: str(slurm.info(slurm.jobs[1])))
     slurm.submit("r3", nodes=2, tp=2, sbatch_args=("--exclusive",))
-    assert slurm.info(slurm.jobs[1]).reason.startswith("next in line, waits for nodes")
     wait_for(lambda: slurm.executor.position(slurm.jobs[2]) == 2, lambda: str(slurm.info(slurm.jobs[2])))
     assert [slurm.executor.position(job) for job in slurm.jobs] == [None, 1, 2]
     start, how = slurm.estimate("r4", nodes=2, tp=2)
@@ -79,7 +71,7 @@ def test_a_job_that_waits_for_nodes_says_so(slurm: Bench) -> None:
 
 def test_a_drain_during_setup_starts_no_worker(slurm: Bench) -> None:
     """The script remembers a USR2 that came before the worker was there, and ends with success."""
-    job = slurm.submit("r1", setup=("echo setting up", "sleep 3"))
+    job = slurm.submit("r1", setup=("echo setting up", "until [[ $told ]]; do sleep 0.1; done"))
     wait_for(lambda: "setting up" in slurm.log("r1"), lambda: str(slurm.info(job)))
     slurm.executor.drain(job)
     assert slurm.until(job, JobState.ENDED).reason == "ended with success"
@@ -96,13 +88,13 @@ def test_a_drain_while_the_worker_starts_ends_the_job(slurm: Bench, delay: float
         time.sleep(0.01)
     time.sleep(delay)
     slurm.executor.drain(job)
-    slurm.until(job, JobState.ENDED, 120)
+    slurm.until(job, JobState.ENDED)
 
 
 def test_ranks_on_two_nodes_are_one_mpi_world(slurm: Bench) -> None:
     """Several tasks run under mpi4py, with the PMI that this Slurm and this MPI share; srun says which line is whose."""
     job = slurm.submit("r1", "mpi", nodes=2, tp=3, gpus_per_node=2)
-    assert slurm.until(job, JobState.ENDED, 120).reason == "ended with success"
+    assert slurm.until(job, JobState.ENDED).reason == "ended with success"
     lines = [of_rank(slurm.log("r1"), rank).splitlines() for rank in range(4)]
     assert [each.count("rank sum 3 of 3") for each in lines] == [1, 1, 1, 0]
     assert all(each[0].startswith("works in") for each in lines[:3])
@@ -111,9 +103,7 @@ def test_ranks_on_two_nodes_are_one_mpi_world(slurm: Bench) -> None:
 def test_a_drain_reaches_every_rank(slurm: Bench) -> None:
     """USR2 goes to all tasks of the step, and the job waits for all."""
     job = slurm.start("r1", nodes=2, tp=2)
-    deadline = time.monotonic() + 120
-    while slurm.log("r1").count("works in") < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: slurm.log("r1").count("works in") == 2, lambda: slurm.log("r1"))
     slurm.executor.drain(job)
     slurm.until(job, JobState.ENDED)
     assert slurm.log("r1").count("clean end") == 2
@@ -144,10 +134,11 @@ def test_a_job_that_is_submitted_by_hand_is_the_same(slurm: Bench, cluster: Clus
 
 def test_a_job_drains_before_the_end_that_slurm_tells(slurm: Bench, cluster: Cluster) -> None:
     """Newer versions say it in a variable, which the script believes more than its own clock."""
-    ends = int(time.time()) + 12
+    begun = int(time.time())
+    ends = begun + 12
     job = submit_by_hand(slurm, cluster, f"--export=SLURM_JOB_END_TIME={ends}", time="1")
     assert slurm.until(job, JobState.ENDED).reason == "ended with success"
-    assert ends - 7 <= slurm.end("r1")["time"] < ends + 5
+    assert ends - 7 <= slurm.end("r1")["time"] < begun + 50  # by its own clock it drains after 53 s at the earliest
 
 
 @pytest.mark.long
@@ -155,7 +146,7 @@ def test_a_job_drains_before_its_time_limit(slurm: Bench) -> None:
     """The script's own timer is exact: it ends with success, 7 s before the minute that it has, and not much earlier."""
     job = slurm.start("r1", time="1")
     started = slurm.info(job).started
-    info = slurm.until(job, JobState.ENDED, 90)
+    info = slurm.until(job, JobState.ENDED)
     assert (info.reason, info.cause) == ("ended with success", EndCause.DRAINED)
     assert 45 <= slurm.end("r1")["time"] - started <= 60
     assert "clean end" in slurm.log("r1")
@@ -165,7 +156,7 @@ def test_a_job_drains_before_its_time_limit(slurm: Bench) -> None:
 def test_a_job_that_does_not_drain_reaches_its_time_limit(slurm: Bench) -> None:
     """Which is told apart from a failure."""
     job = slurm.start("r1", "deaf", time="1")
-    info = slurm.until(job, JobState.ENDED, 150)
+    info = slurm.until(job, JobState.ENDED, 180)
     assert (info.reason, info.cause) == ("reached its time limit", EndCause.WALLTIME)
     assert "got USR2" in slurm.log("r1")
 
@@ -181,21 +172,25 @@ def test_a_job_that_slurm_does_not_know_is_gone_only_when_it_was_looked_for(slur
 
 def test_a_job_that_begins_later(slurm: Bench) -> None:
     """It waits, says until when, and starts then."""
-    begin = time.time() + 8
-    slurm.make_folder(slurm.places.replica("r1"))
-    job = slurm.executor.submit("r1", slurm.spec(), slurm.places, begin=begin)
+    now, later = time.time() + 8, time.time() + 3600
+    soon, waiting = (submit_at(slurm, replica, begin) for replica, begin in (("r1", now), ("r2", later)))
+    assert slurm.until(waiting, JobState.PENDING).begins == pytest.approx(later, abs=60)
+    assert slurm.executor.position(waiting) is None
+    assert slurm.until(soon, JobState.RUNNING).started >= now - 2
+
+
+def submit_at(slurm: Bench, replica: str, begin: float) -> str:
+    slurm.make_folder(slurm.places.replica(replica))
+    job = slurm.executor.submit(replica, slurm.spec(), slurm.places, begin=begin)
     slurm.jobs.append(job)
-    info = slurm.until(job, JobState.PENDING)
-    assert info.begins == pytest.approx(begin, abs=3)
-    assert slurm.executor.position(job) is None
-    assert slurm.until(job, JobState.RUNNING).started >= begin - 2
+    return job
 
 
 def test_a_preempted_job_is_told_apart(slurm: Bench) -> None:
     """It is ended by a job of a higher partition, and is not a failure of its own."""
     job = slurm.start("r1", partition="scavenge", nodes=2, tp=2, sbatch_args=("--exclusive",))
     slurm.submit("r2", partition="gpu", nodes=2, tp=2, sbatch_args=("--exclusive",))
-    info = slurm.until(job, JobState.ENDED, 120)
+    info = slurm.until(job, JobState.ENDED)
     assert (info.reason, info.cause) == ("preempted by another job", EndCause.PREEMPTED)
 
 
@@ -271,13 +266,14 @@ def test_a_controller_that_is_down_makes_nothing_certain(slurm: Bench, cluster: 
     """While it does not answer, a running job is UNKNOWN, never ended, and a new one cannot be submitted."""
     job = slurm.start("r1")
     cluster.run("login", ["scontrol", "shutdown", "slurmctld"], user="root")  # it saves its state
+    wait_for(lambda: not cluster.runs_service("login", "slurmctld"), lambda: cluster.log("login", "slurmctld"))
     try:
         assert JobState.UNKNOWN is slurm.info(job).state
         with pytest.raises(Unreachable):
             slurm.submit("r2")
     finally:
         cluster.start_service("login", "slurmctld")
-    slurm.until(job, JobState.RUNNING, 120)
+    slurm.until(job, JobState.RUNNING)
 
 
 def test_a_folder_that_slurm_would_rewrite_is_refused(slurm: Bench) -> None:

@@ -27,7 +27,7 @@ def drain(*_: object) -> None:
 def terminate(*_: object) -> None:
     say("got TERM")
     if behaviour != "stubborn":
-        time.sleep(1.0)
+        time.sleep(0.1)
         say("terminated")
         sys.exit(3)
 

@@ -15,6 +15,8 @@ from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.messages import DumpSpec, ModelIdentity, encode
 
 IDS = torch.tensor([[3, 4, 5, 6, 7]])
+MINUTES = 60_000
+"""Tokens to draw, or documents to dump: that takes minutes, and whoever waits for its middle does not miss it."""
 
 
 def capture_frame(point: str = "model.layers.1", *, forwards: int = 1) -> bytes:
@@ -38,6 +40,17 @@ def talking_frame(forwards: int = 1, *, line: str = "of layer 1") -> bytes:
         mean = Ref(builder.add("Tensor.mean", Ref(value)))
         builder.append(LOG, (f"mean {number}", line, mean), {}, Source("x.py", 3, "log(…)"))
     return _frame(builder, {}, {"ids": IDS})
+
+
+def endless_frame() -> bytes:
+    """Say something after the first forward of a generation that takes minutes, whatever it draws."""
+    builder = GraphBuilder()
+    drawing = {"input_ids": TensorRef("ids"), "min_new_tokens": MINUTES, "max_new_tokens": MINUTES}
+    generation = builder.append(GENERATE, (), drawing, None)
+    value = builder.add(READS["output"], Ref(generation), "model.layers.1")
+    builder.append(LOG, ("begun", Ref(builder.add("Tensor.mean", Ref(value)))), {}, Source("x.py", 3, "log(…)"))
+    result = builder.add(RESULT, Ref(generation))
+    return _frame(builder, {"tokens": builder.add(SAVE, Ref(result))}, {"ids": IDS})
 
 
 def sampled_frame(tokens: int, seed: int) -> bytes:

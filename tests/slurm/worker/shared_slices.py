@@ -36,6 +36,10 @@ class FromBoard:
     def overflows(self) -> dict[str, int]:
         return dict(self._board.queue.overflows) if self._board.queue else {}
 
+    @property
+    def padding(self) -> float:
+        return self._board.queue.padding if self._board.queue else 0.0
+
     def resume(self, lease: Lease) -> None:
         self._lease = lease
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import threading
@@ -70,6 +71,7 @@ class StandIn:
         self.confirm_error: HpcError | None = None
         self.refused = 0
         self.orders, self.asked_for_orders = Orders(), 0
+        self.asked_for_work, self.answers_polls, self.reports_answer = 0, True, True
         self.unknown: set[str] = set()
         self.forgotten: set[str] = set()
         self.outcome_error: HpcError | None = None
@@ -130,6 +132,15 @@ class StandIn:
             leases.append(Lease(id=request, kind="run", attempt=1, user="me", batch="same", **paths))
         self._waiting += leases
         return [lease.id for lease in leases]
+
+    def submit_held(self) -> tuple[str, Path]:
+        """Queue a request that begins, and goes no further until its bytes are written to the pipe that comes with its id."""
+        request = f"r-{secrets.token_hex(6)}"
+        pipe = self.places.requests / f"{request}.request"
+        os.mkfifo(pipe)
+        self.submit(None, request=request)
+        wait_for(lambda: request in self.started, f"the start of {request}")
+        return request, pipe
 
     def outcome(self, request: str, seconds: float = 120.0) -> Outcome:
         return wait_for(lambda: self.outcomes[request], f"the outcome of {request}", seconds)[0]
@@ -210,7 +221,7 @@ class StandIn:
 
     async def _report(self, request: web.Request) -> Any:
         self.reports.append(decode(await request.read(), WorkerReport))
-        return self.orders
+        return self.orders if self.reports_answer else Orders()
 
     async def _orders(self, request: web.Request) -> Any:
         self.asked_for_orders += 1
@@ -222,8 +233,9 @@ class StandIn:
         return self.orders
 
     async def _lease(self, request: web.Request) -> Any:
+        self.asked_for_work += 1
         end = time.monotonic() + float(request.query["wait"])
-        while time.monotonic() < end and request.transport is not None:
+        while (time.monotonic() < end or not self.answers_polls) and request.transport is not None:
             if waiting := self._waiting:
                 most = int(request.query["most"]) if waiting[0].batch else 1
                 given = [lease for lease in waiting[:most] if lease.batch == waiting[0].batch]
@@ -237,9 +249,10 @@ class StandIn:
         return {}
 
     async def _held(self, request: web.Request) -> Any:
+        error = self.confirm_error  # before the test can see that it was asked
         self.confirmed.append(request.query["id"])
-        if self.confirm_error is not None:
-            raise self.confirm_error
+        if error is not None:
+            raise error
         return {}
 
     async def _log(self, request: web.Request) -> Any:
@@ -269,7 +282,8 @@ class StandIn:
         if ask.written is not None:
             queue.wrote(ask.written)
         number = queue.next(request.query["replica"], ask.begun)
-        return SliceGiven(slice=number, complete=queue.complete, overflows=dict(queue.overflows))
+        sums = {"overflows": dict(queue.overflows), "padding": queue.padding}
+        return SliceGiven(slice=number, complete=queue.complete, **sums)
 
     async def _outcomes(self, request: web.Request) -> Any:
         outcomes, error = decode(await request.read(), list[Outcome]), self.outcome_error

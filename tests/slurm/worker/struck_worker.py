@@ -19,6 +19,7 @@ block_signals()  # as the worker does, before torch has threads of its own
 
 from nnsight_hpc.slurm.worker import control  # noqa: E402 - only now
 from nnsight_hpc.slurm.worker import dump as dump_module  # noqa: E402
+from nnsight_hpc.slurm.worker.scribe import OwnScribe  # noqa: E402
 
 _BATCH = 9
 
@@ -27,19 +28,19 @@ def main() -> None:
     number = signal.Signals[sys.argv.pop(1)]
     dump_module.SLICE_ROWS = 256
     heard, batches = threading.Event(), itertools.count(1)
-    drain, run = control.Control.drain, dump_module.Captor.run
+    drain, put = control.Control.drain, OwnScribe.put
 
     def drain_and_tell(self: control.Control) -> None:
         drain(self)
         heard.set()
 
-    def run_or_stop(self: dump_module.Captor, documents: Any) -> Any:
+    def put_or_stop(self: OwnScribe, values: Any) -> None:
         if next(batches) == _BATCH:
             os.kill(os.getpid(), number)
             heard.wait()
-        return run(self, documents)
+        put(self, values)
 
-    control.Control.drain, dump_module.Captor.run = drain_and_tell, run_or_stop  # type: ignore[method-assign]
+    control.Control.drain, OwnScribe.put = drain_and_tell, put_or_stop  # type: ignore[method-assign]
     runpy.run_module("nnsight_hpc.slurm.worker", run_name="__main__", alter_sys=True)
 
 

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from tests.slurm.worker.graphs import capture_frame
-from tests.slurm.worker.stand_in import wait_for
 
 
 @pytest.fixture
@@ -22,9 +21,9 @@ def daemon(resident):
 def test_a_killed_daemon_gets_the_result_once_it_is_back(resident, daemon):
     """The daemon dies while a request runs and comes back elsewhere: the outcome is delivered once, and work goes on."""
     hellos = len(daemon.hellos)
-    request = daemon.submit(capture_frame(forwards=300))
-    wait_for(lambda: request in daemon.started, "the start")
+    request, pipe = daemon.submit_held()
     daemon.stop()
+    pipe.write_bytes(capture_frame())
     time.sleep(1)
     assert resident.processes[0].poll() is None
     daemon.start()
@@ -66,9 +65,9 @@ def test_near_its_time_limit_a_worker_does_not_wait_for_a_daemon(bench):
     """An outcome that nobody takes does not keep a draining worker until Slurm kills it; it ends with success."""
     worker = bench.worker(NNSIGHT_HPC_ENDS=str(int(time.time())))
     bench.daemon.wait_state("READY")
-    request = bench.daemon.submit(capture_frame(forwards=300))
-    wait_for(lambda: request in bench.daemon.started, "the start")
+    _, pipe = bench.daemon.submit_held()
     bench.daemon.stop()
+    pipe.write_bytes(capture_frame())
     worker.send_signal(signal.SIGUSR2)
     assert worker.wait(120) == 0
     assert bench.end_record().cause == "DRAINED"

@@ -16,6 +16,7 @@ from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.corpus import tokenizer_hash
 from nnsight_hpc.slurm.worker.dumps import Dumps, Orders
 from nnsight_hpc.slurm.worker.model import Alone
+from nnsight_hpc.slurm.worker.scribe import OwnScribe
 from nnsight_hpc.storage import ActivationDataset, read_attributes, read_manifest
 from nnsight_hpc.wire.errors import Conflict, InvalidInput, NotFound, RequestCancelled
 from nnsight_hpc.wire.frames import pack
@@ -240,8 +241,8 @@ def test_a_dump_that_gives_way_goes_on_where_it_was(loaded, tmp_path, monkeypatc
     """Stopped after each batch it runs none twice, and the bytes are those of one run; so too where another worker had it."""
     frame, ran = dump_frame(texts(12, (1, 30)), LAYERS, batch_tokens=64), []
     whole = run(frame, loaded, tmp_path / "whole")
-    once = dump_module.Captor.run
-    monkeypatch.setattr(dump_module.Captor, "run", lambda self, ids: ran.append(len(ids)) or once(self, ids))
+    once = OwnScribe.put
+    monkeypatch.setattr(OwnScribe, "put", lambda self, kept: ran.append([*map(len, kept.values())]) or once(self, kept))
     run(frame, loaded, tmp_path / "again")
     expected, attempt = list(ran), 0
     for folder, names in (("one", ["a"]), ("two", ["a", "b"])):
@@ -285,7 +286,7 @@ def test_two_workers_write_the_bytes_of_one(loaded, tmp_path, monkeypatch):
     """Slices that two workers write in turns, one of them as a part, make the files, checksums and rows of a dump by one."""
     monkeypatch.setattr(dump_module, "SLICE_ROWS", 256)
     frame, board = dump_frame(texts(60, (5, 60)), LAYERS, batch_tokens=128), Board()
-    run(frame, loaded, tmp_path / "one")
+    alone = run(frame, loaded, tmp_path / "one")
     leads, helps = (Dumps(Alone(loaded), board.slices(name)) for name in "ab")
     summary, wrote = None, set()
     for attempt in range(1, 1000):
@@ -297,6 +298,7 @@ def test_two_workers_write_the_bytes_of_one(loaded, tmp_path, monkeypatch):
     one, two = tmp_path / "one" / "set.zarr", tmp_path / "two" / "set.zarr"
     assert wrote == {"a", "b"}
     assert summary["tokens"] == read_attributes(two).rows
+    assert summary["padding"] == alone["padding"] > 0
     assert digests(one) == digests(two)
     same = [(entry.path, entry.rows, entry.bytes, entry.crc32c, entry.slice) for entry in read_manifest(one)]
     assert same == [(entry.path, entry.rows, entry.bytes, entry.crc32c, entry.slice) for entry in read_manifest(two)]

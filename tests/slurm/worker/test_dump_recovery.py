@@ -10,8 +10,10 @@ import weakref
 import pytest
 
 from nnsight_hpc.slurm.worker import dump as dump_module
+from nnsight_hpc.slurm.worker.model import Alone
+from nnsight_hpc.slurm.worker.scribe import OwnScribe
 from nnsight_hpc.storage import DatasetWriter, read_attributes
-from nnsight_hpc.storage import slices as slices_module
+from nnsight_hpc.storage import share as share_module
 from nnsight_hpc.storage.background import BackgroundThread
 from nnsight_hpc.wire.errors import HpcError
 from tests.slurm.worker.graphs import dump_frame
@@ -110,19 +112,26 @@ class _SmallQueue(DatasetWriter):
 
 
 class _SlowDisk(BackgroundThread):
-    """Takes nothing before its queue is more than half full; `most` is what it has held in bytes."""
+    """A thread that writes takes nothing before its queue has been full; `most` is what it has held in bytes."""
 
     most = 0
 
+    def __init__(self, limit, name):
+        self._slow = name == "dataset-writer"
+        self._full = not self._slow
+        super().__init__(limit, name)
+
     def submit(self, job, size):
+        with self._changed:
+            self._full = self._full or self._held + size > self._limit
+            self._changed.notify_all()
         super().submit(job, size)
-        _SlowDisk.most = max(_SlowDisk.most, self._held)
+        if self._slow:
+            _SlowDisk.most = max(_SlowDisk.most, self._held)
 
     def _next(self):
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._held > self._limit // 2 or (self._jobs and not self._limit)
-            )
+            self._changed.wait_for(lambda: self._full or self._closed)
         return super()._next()
 
 
@@ -130,16 +139,19 @@ class _SlowDisk(BackgroundThread):
 def test_what_a_dump_holds_does_not_grow_with_the_corpus(loaded, tmp_path, monkeypatch):
     """However long the corpus, a full queue is all that waits for a slow disk, and a batch is let go before the next one."""
     monkeypatch.setattr(dump_module, "DatasetWriter", _SmallQueue)
-    monkeypatch.setattr(slices_module, "BackgroundThread", _SlowDisk)
-    once, of_batches = dump_module.Captor.run, []
+    monkeypatch.setattr(share_module, "BackgroundThread", _SlowDisk)
+    write, put, of_batches = Alone.write, OwnScribe.put, []
 
-    def watched(self, documents):
+    def watched_write(self, program, **options):
         assert [one() for one in of_batches if one() is not None] == []
-        values = once(self, documents)
-        of_batches.extend(map(weakref.ref, values.values()))
-        return values
+        write(self, program, **options)
 
-    monkeypatch.setattr(dump_module.Captor, "run", watched)
+    def watched_put(self, values):
+        of_batches.extend(map(weakref.ref, values.values()))
+        put(self, values)
+
+    monkeypatch.setattr(Alone, "write", watched_write)
+    monkeypatch.setattr(OwnScribe, "put", watched_put)
     peaks = []
     for documents in (40, 80):
         monkeypatch.setattr(_SlowDisk, "most", 0)

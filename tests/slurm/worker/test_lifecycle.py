@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 
 import msgspec
 import pytest
@@ -13,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nnsight_hpc.execution.values import unpack_values
 from nnsight_hpc.wire.workers import Orders
-from tests.slurm.worker.graphs import capture_frame
+from tests.slurm.worker.graphs import capture_frame, endless_frame
 from tests.slurm.worker.stand_in import wait_for
 
 SMALL = """
@@ -23,17 +22,15 @@ resource.setrlimit(resource.RLIMIT_AS, (most, most))
 runpy.run_module("nnsight_hpc.slurm.worker", run_name="__main__", alter_sys=True)
 """
 """A worker that may have 2 GiB."""
-LONG = 2500  # forwards: they take longer than a worker may take to end
 
 
 def test_usr2_ends_an_idle_worker_at_once(bench):
     """SIGUSR2 cuts the long poll: the worker ends with code 0 and says that it drained, in a file and to the daemon."""
+    bench.daemon.answers_polls = False
     worker = bench.ready_worker()
-    time.sleep(0.5)  # it is in its poll
-    begun = time.monotonic()
+    wait_for(lambda: bench.daemon.asked_for_work, "its poll, which nobody answers")
     worker.send_signal(signal.SIGUSR2)
     assert worker.wait(120) == 0
-    assert time.monotonic() - begun < 10
     assert bench.end_record().cause == "DRAINED"
     assert [record.cause for record in bench.daemon.ends] == ["DRAINED"]
 
@@ -41,23 +38,23 @@ def test_usr2_ends_an_idle_worker_at_once(bench):
 def test_usr2_lets_a_running_request_finish(bench):
     """A request that runs when SIGUSR2 comes is finished and delivered; the one behind it is not begun."""
     worker = bench.ready_worker()
-    first = bench.daemon.submit(capture_frame(forwards=300))
-    wait_for(lambda: first in bench.daemon.started, "the start")
+    first, pipe = bench.daemon.submit_held()
     second = bench.daemon.submit(capture_frame())
     worker.send_signal(signal.SIGUSR2)
+    bench.daemon.wait_state("DRAINING")
+    pipe.write_bytes(capture_frame(forwards=10))
     assert worker.wait(120) == 0
     assert "hidden" in unpack_values(bench.daemon.result(first))
     assert bench.daemon.outcome(first).error is None
     assert not bench.daemon.outcomes[second]
-    assert "DRAINING" in [report.state for report in bench.daemon.reports]
     assert bench.end_record().cause == "DRAINED"
 
 
 def test_term_gives_up_what_runs(bench):
     """SIGTERM ends a running request at a module, without an outcome, so that another worker gets it."""
     worker = bench.ready_worker()
-    request = bench.daemon.submit(capture_frame(forwards=LONG))
-    wait_for(lambda: request in bench.daemon.started, "the start")
+    request = bench.daemon.submit(endless_frame())
+    wait_for(lambda: bench.daemon.lines(request), "the first line")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(120) == 0
     assert not bench.daemon.outcomes[request]
@@ -69,9 +66,10 @@ def test_a_worker_without_job_json_asks_the_daemon_and_obeys_it(bench):
     worker = bench.worker("by-hand", job=False)
     bench.daemon.wait_state("READY")
     assert [hello.replica for hello in bench.daemon.hellos] == ["by-hand"]
-    request = bench.daemon.submit(capture_frame(forwards=300))
-    wait_for(lambda: request in bench.daemon.started, "the start")
+    request, pipe = bench.daemon.submit_held()
     bench.daemon.orders = Orders(drain=True)
+    bench.daemon.wait_state("DRAINING")
+    pipe.write_bytes(capture_frame())
     assert worker.wait(120) == 0
     assert bench.daemon.outcome(request).error is None
     assert bench.end_record("by-hand").cause == "DRAINED"
@@ -105,7 +103,7 @@ def test_a_model_that_does_not_fit_is_out_of_memory(bench, tmp_path):
     """A worker that cannot have the memory for the weights says so in the cause of its end."""
     bench.spec = msgspec.structs.replace(bench.spec, model=str(_large_model(tmp_path / "large")))
     worker = bench.worker(program=("-c", SMALL), MALLOC_ARENA_MAX="1")
-    assert worker.wait(90) == 1
+    assert worker.wait(120) == 1
     assert bench.end_record().cause == "OUT_OF_MEMORY", bench.log()
 
 
@@ -155,11 +153,10 @@ def test_another_certificate_is_not_trusted(bench):
     record = msgspec.json.decode(bench.places.lease.read_bytes())
     bench.places.lease.write_bytes(msgspec.json.encode(record | {"certificate": other}))
     worker = bench.worker(job=False)
-    time.sleep(3)
+    wait_for(lambda: "certificate verify failed" in bench.log(), "its word on that")
     assert worker.poll() is None
     assert bench.daemon.hellos == []
     assert bench.daemon.refused == 0
-    assert "certificate verify failed" in bench.log()
 
 
 def test_a_worker_without_a_daemon_loads_and_waits(bench):
@@ -202,7 +199,7 @@ def test_an_unusable_replica_id_is_refused(bench):
     worker = bench.worker("w1", job=False)
     worker.kill()
     command = [*worker.args[:-1], "../evil"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert "cannot be the name of a replica" in done.stderr
     assert not (bench.places.replicas.parent / "evil").exists()

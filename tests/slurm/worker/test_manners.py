@@ -41,7 +41,7 @@ def test_only_a_job_steps_back_and_forward(job, expected):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
         **user,
     )
     assert expected == done.stdout.split()

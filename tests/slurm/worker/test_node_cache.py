@@ -23,6 +23,7 @@ from nnsight_hpc.slurm.worker.loading import _load_alone
 from nnsight_hpc.slurm.worker.node_cache import local_copy
 from nnsight_hpc.wire.pools import PoolSpec
 from tests.slurm.worker.graphs import capture_frame
+from tests.slurm.worker.stand_in import wait_for
 
 FILES, NUMBERS = 4, 1000
 WEEK = 7 * 86400
@@ -100,10 +101,10 @@ def test_what_another_process_copies_is_waited_for(source, tmp_path):
     seen: list[tuple[int, int]] = []
     with (folder / f"{last.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / f"{last.name}.partial").write_bytes(whole[:100])
         waiting = threading.Thread(target=copy, args=(source, tmp_path / "disk"), kwargs={"seen": seen})
         waiting.start()
-        (folder / f"{last.name}.partial").write_bytes(whole[:100])
-        waiting.join(1.5)
+        wait_for(lambda: seen, "word of how much is there")
         assert waiting.is_alive()
         last.with_suffix(".hidden").rename(last)
         (folder / f"{last.name}.partial").unlink()

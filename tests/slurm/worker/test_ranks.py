@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,14 +18,14 @@ from nnsight_hpc.execution.values import unpack_values
 from nnsight_hpc.parallel.watchdog import LIMIT
 from nnsight_hpc.slurm.batch.embedded import EmbeddedExecutor
 from nnsight_hpc.slurm.batch.executor import JobState
-from nnsight_hpc.storage import ActivationDataset
+from nnsight_hpc.storage import ActivationDataset, read_manifest
 from nnsight_hpc.wire.logs import readable
 from nnsight_hpc.wire.messages import decode, encode
 from nnsight_hpc.wire.places import Places, places_at
 from nnsight_hpc.wire.pools import PoolSpec
 from nnsight_hpc.wire.workers import EndRecord, Orders
 from tests.rest import shares_at_rest
-from tests.slurm.worker.graphs import IDS, WRONG, capture_frame, dump_frame, sampled_frame, talking_frame
+from tests.slurm.worker.graphs import IDS, WRONG, capture_frame, dump_frame, endless_frame, sampled_frame, talking_frame
 from tests.slurm.worker.stand_in import StandIn, wait_for
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 """Sums over ranks are in another order than in one process; values are about 1."""
-LONG = 1000
-"""Forwards: they take longer than a worker may take to end."""
 
 
 @dataclass
@@ -202,19 +199,31 @@ def test_more_than_a_policy_allows_is_not_returned(resident):
     assert resident.daemon.outcome(resident.daemon.submit(capture_frame(), result_bytes=10_000)).error is None
 
 
-@pytest.mark.parametrize("frame", [talking_frame(LONG), sampled_frame(LONG, seed=1)], ids=["forwards", "generation"])
-def test_a_running_request_is_cancelled(resident, frame):
-    """An order to cancel stops a long request on all ranks at once, and the next one is served."""
+def test_a_running_request_is_cancelled(resident):
+    """An order to cancel stops a request that would take minutes on all ranks, and the next one is served."""
     daemon = resident.daemon
-    request = daemon.submit(frame)
-    wait_for(lambda: request in daemon.started, "its start", 120)
-    begun = time.monotonic()
+    request = daemon.submit(endless_frame())
+    wait_for(lambda: daemon.lines(request), "the first line")
     daemon.orders = Orders(cancel=(request,))
-    outcome = daemon.outcome(request, 120)
+    outcome = daemon.outcome(request)
     daemon.orders = Orders()
-    assert time.monotonic() - begun < 15
     assert (outcome.cancelled, outcome.error) == (True, None)
     assert daemon.outcome(daemon.submit(capture_frame())).error is None
+
+
+def test_requests_share_a_forward_on_all_ranks(resident):
+    """Requests that are given together give what they give alone, each its own, and one that is wrong its own error."""
+    before, daemon = resident.log(), resident.daemon
+    frames = [capture_frame("model.layers.0"), capture_frame("model.layers.9"), talking_frame(), capture_frame()]
+    alone = [daemon.outcome(daemon.submit(frame)) for frame in frames]
+    requests = daemon.submit_together(frames)
+    together = [daemon.outcome(request) for request in requests]
+    assert [outcome.error for outcome in together] == [outcome.error for outcome in alone]
+    assert "3 requests shared a forward" in resident.log()[len(before) :]
+    for number in (0, 3):
+        got, expected = (unpack_values(ended[number].result)["hidden"] for ended in (together, alone))
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+    assert len(daemon.lines(requests[2])) == 1
 
 
 def test_ranks_draw_alike(resident, tiny_llama):
@@ -231,8 +240,8 @@ def test_ranks_draw_alike(resident, tiny_llama):
 def test_a_stopped_rank_ends_the_job(replica, spec):
     """A rank that is stopped in the midst of a request ends the job when the watchdog's time is over, with the reason."""
     replica.start(spec)
-    request = replica.ready().daemon.submit(talking_frame(LONG))
-    wait_for(lambda: replica.daemon.lines(request), "the first line", 120)
+    request = replica.ready().daemon.submit(endless_frame())
+    wait_for(lambda: replica.daemon.lines(request), "the first line")
     replica.ranks()[1].send_signal(signal.SIGSTOP)
     replica.wait(1.5 * LIMIT)
     record = replica.end_record()
@@ -242,8 +251,8 @@ def test_a_stopped_rank_ends_the_job(replica, spec):
     replica.wait_empty()
 
 
-def test_a_dump_is_written_by_one_rank(resident, tiny_llama):
-    """A dump over several batches has the rows that one process has, within rounding."""
+def test_a_dump_is_written_by_all_ranks(resident, tiny_llama):
+    """A dump over several batches has the rows that one process has, within rounding; each rank has written files of it."""
     documents = ["the capital of the city is paris", "one two three four", "rome", "berlin is a city in the tower"] * 3
     frame = dump_frame(documents, ("model.layers.*.mlp.output",), batch_tokens=16)
     assert resident.daemon.outcome(resident.daemon.submit(frame, kind="dump"), 120).error is None
@@ -256,6 +265,8 @@ def test_a_dump_is_written_by_one_rank(resident, tiny_llama):
     rows = torch.tensor(document["model.layers.2.mlp.output"])
     torch.testing.assert_close(rows, seen[0][0], **CLOSE)
     assert dataset.documents == len(documents)
+    writers = {entry.writer for entry in read_manifest(dataset.path) if entry.slice is not None}
+    assert writers == {f"{os.uname().nodename}:{process.pid}" for process in resident.ranks().values()}
 
 
 def test_idle_ranks_use_next_to_no_cpu(resident):
@@ -269,10 +280,11 @@ def test_idle_ranks_use_next_to_no_cpu(resident):
 def test_usr2_drains_all_ranks(replica, spec):
     """A request that runs is finished; then all ranks end in order, and nothing of the job is left."""
     replica.start(spec)
-    request = replica.ready().daemon.submit(capture_frame(forwards=60))
-    wait_for(lambda: request in replica.daemon.started, "the start")
+    request, pipe = replica.ready().daemon.submit_held()
     replica.executor.drain(replica.job)
-    assert replica.wait(90) == "ended with success"
+    replica.daemon.wait_state("DRAINING")
+    pipe.write_bytes(capture_frame(forwards=60))
+    assert replica.wait(120) == "ended with success"
     assert replica.daemon.outcome(request).error is None
     assert replica.end_record().cause == "DRAINED"
     replica.wait_empty()
@@ -293,8 +305,8 @@ def test_ranks_of_a_node_share_a_copy(replica, spec, tmp_path, hidden):
 def test_cancel_ends_all_ranks(replica, spec):
     """A request that runs is given up; the record says that the job was cancelled, and nothing of it is left."""
     replica.start(spec)
-    request = replica.ready().daemon.submit(talking_frame(LONG))
-    wait_for(lambda: replica.daemon.lines(request), "the first line", 120)
+    request = replica.ready().daemon.submit(endless_frame())
+    wait_for(lambda: replica.daemon.lines(request), "the first line")
     replica.executor.cancel(replica.job)
     replica.wait(120)
     assert not replica.daemon.outcomes[request]
@@ -308,16 +320,14 @@ def test_cancel_ends_all_ranks(replica, spec):
     [(True, 1), (False, 0), *(pytest.param(*other, marks=pytest.mark.long) for other in ((True, 0), (False, 1)))],
 )
 def test_a_killed_rank_ends_the_job_and_is_named(replica, spec, rank, busy):
-    """Whoever dies, at rest or in a request: the job ends in seconds, and its record says which rank that was."""
+    """Whoever dies, at rest or in a request: that ends the job, no watchdog has to, and its record says which rank it was."""
     replica.start(spec)
     replica.ready()
     if busy:
-        request = replica.daemon.submit(talking_frame(LONG))
-        wait_for(lambda: replica.daemon.lines(request), "the first line", 120)
+        request = replica.daemon.submit(endless_frame())
+        wait_for(lambda: replica.daemon.lines(request), "the first line")
     replica.ranks()[rank].send_signal(signal.SIGKILL)
-    begun = time.monotonic()
-    assert replica.wait(60) != "ended with success"
-    assert time.monotonic() - begun < 40
+    assert replica.wait(120) != "ended with success"
     assert replica.end_record().cause == "CRASHED"
     assert replica.end_record().detail.startswith(f"rank {rank} on {os.uname().nodename} was killed")
     assert [replica.end_record()] == replica.daemon.ends

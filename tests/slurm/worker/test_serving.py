@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import psutil
 import pytest
 import torch
@@ -15,7 +13,7 @@ from nnsight_hpc.wire.frames import pack
 from nnsight_hpc.wire.workers import Orders
 from tests.devices import DEVICE
 from tests.rest import shares_at_rest
-from tests.slurm.worker.graphs import IDS, WRONG, capture_frame, dump_frame, operation_frame, talking_frame
+from tests.slurm.worker.graphs import IDS, MINUTES, WRONG, capture_frame, dump_frame, endless_frame, operation_frame
 from tests.slurm.worker.stand_in import wait_for
 
 
@@ -61,7 +59,15 @@ def test_a_result_equals_a_plain_hook(resident, hidden):
     assert outcome.result_bytes == len(frame)
     assert outcome.seconds > 0
     assert torch.equal(hidden, unpack_values(frame)["hidden"])
-    wait_for(lambda: request in resident.daemon.started, "word of its start, which comes by a call of its own")
+
+
+def test_word_of_a_start_comes_before_the_end(resident):
+    """A request that runs for more than a moment is told to have begun, and when it comes to its end."""
+    request, pipe = resident.daemon.submit_held()  # returns when it has been told
+    assert not resident.daemon.outcomes[request]
+    pipe.write_bytes(capture_frame())
+    assert resident.daemon.outcome(request).error is None
+    assert resident.daemon.started.count(request) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,32 +106,38 @@ def test_a_result_that_cannot_be_written_is_an_error(resident, tmp_path):
 
 
 def test_a_dump_reports_how_far_it_is(resident):
-    """While a dump runs its progress arrives about every second; its result is a summary."""
-    documents = ["the capital of the city is paris " * 20] * 400
-    request = resident.daemon.submit(dump_frame(documents, ("model.layers.*.output",), name="progress"), kind="dump")
-    outcome = resident.daemon.outcome(request, 120)
-    assert outcome.error is None
-    summary = unpack_values(resident.daemon.result(request))
-    assert summary["tokens"] == 400 * 140
-    assert summary["padding"] == 0
-    progress = resident.daemon.progress[request]
-    assert progress[-1].tokens_total == 400 * 140
-    assert len(progress) >= outcome.seconds / 2 - 1
-    assert (resident.places.datasets / "progress.zarr" / "manifest.jsonl").exists()
-
-
-def test_a_running_request_is_cancelled_at_a_module(resident):
-    """An order to cancel stops a long request at once, with a cancelled outcome: nobody waits for the next report."""
-    daemon = resident.daemon
-    request = daemon.submit(talking_frame(2000))
-    wait_for(lambda: daemon.lines(request), "the first line")
-    begun = time.monotonic()
+    """While a dump runs its progress arrives again and again."""
+    daemon, documents = resident.daemon, ["one two three"] * MINUTES
+    dump = dump_frame(documents, ("model.layers.0.output",), name="progress", batch_tokens=6)
+    request = daemon.submit(dump, kind="dump")
+    wait_for(lambda: len({one.tokens for one in daemon.progress[request]}) > 2, "two steps forward")
     daemon.orders = Orders(cancel=(request,))
-    outcome = daemon.outcome(request, 120)
+    assert daemon.outcome(request).cancelled
     daemon.orders = Orders()
-    assert time.monotonic() - begun < 10
-    assert outcome.cancelled
-    assert outcome.error is None
+    assert {one.tokens_total for one in daemon.progress[request]} == {3 * MINUTES}
+
+
+def test_the_result_of_a_dump_is_a_summary(resident):
+    """What was written, and where it lies."""
+    documents = ["the capital of the city is paris " * 20] * 40
+    request = resident.daemon.submit(dump_frame(documents, ("model.layers.*.output",), name="summary"), kind="dump")
+    assert resident.daemon.outcome(request).error is None
+    summary = unpack_values(resident.daemon.result(request))
+    assert summary["tokens"] == 40 * 140
+    assert summary["padding"] == 0
+    assert (resident.places.datasets / "summary.zarr" / "manifest.jsonl").exists()
+
+
+def test_nobody_waits_for_the_next_report_to_be_cancelled(resident):
+    """An order to cancel comes as the answer to a question that is held for it, and stops a request at a module."""
+    daemon = resident.daemon
+    daemon.reports_answer = False
+    request = daemon.submit(endless_frame())
+    wait_for(lambda: daemon.lines(request), "the first line")
+    daemon.orders = Orders(cancel=(request,))
+    outcome = daemon.outcome(request)
+    daemon.orders, daemon.reports_answer = Orders(), True
+    assert (outcome.cancelled, outcome.error) == (True, None)
 
 
 def test_a_small_result_comes_with_its_outcome(resident):

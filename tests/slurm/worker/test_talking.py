@@ -8,18 +8,27 @@ import pytest
 
 from nnsight_hpc.slurm.worker.said import MOST
 from nnsight_hpc.wire.errors import Conflict
-from tests.slurm.worker.graphs import talking_frame
+from nnsight_hpc.wire.workers import Orders
+from tests.slurm.worker.graphs import endless_frame, talking_frame
 from tests.slurm.worker.stand_in import wait_for
 
 
 def test_lines_come_while_the_request_runs(resident):
-    """The first line is with the daemon long before the outcome, the last before it; the user's line is with each."""
+    """The first line is with the daemon minutes before the outcome would be."""
     daemon = resident.daemon
-    request = daemon.submit(talking_frame(300))
+    request = daemon.submit(endless_frame())
     wait_for(lambda: daemon.lines(request), "the first line")
     assert not daemon.outcomes[request]
-    outcome = daemon.outcome(request, 120)
-    assert outcome.error is None
+    daemon.orders = Orders(cancel=(request,))
+    assert daemon.outcome(request).cancelled
+    daemon.orders = Orders()
+
+
+def test_all_lines_come_before_the_outcome(resident):
+    """In their order, each with the user's line that said it."""
+    daemon = resident.daemon
+    request = daemon.submit(talking_frame(300))
+    assert daemon.outcome(request).error is None
     lines = daemon.lines(request)
     assert [f"mean {number}" for number in range(300)] == [" ".join(line.text.split()[:2]) for line in lines]
     assert "x.py:3" in lines[0].source

@@ -5,11 +5,19 @@ from __future__ import annotations
 import functools
 import re
 
+import pytest
 import torch
 
 from nnsight_hpc.execution.values import unpack_values
+from nnsight_hpc.models import Loaded
+from nnsight_hpc.slurm.worker.control import Control
+from nnsight_hpc.slurm.worker.loop import Runner
+from nnsight_hpc.slurm.worker.model import Alone
 from nnsight_hpc.slurm.worker.room import Room
-from nnsight_hpc.wire.workers import Orders
+from nnsight_hpc.wire.errors import ExecutionFailed, ReplicaFailed
+from nnsight_hpc.wire.messages import ModelIdentity
+from nnsight_hpc.wire.workers import Lease, Orders
+from tests.oracle.architectures import bare
 from tests.slurm.worker.graphs import capture_frame, talking_frame
 from tests.slurm.worker.stand_in import wait_for
 
@@ -80,7 +88,7 @@ def test_what_cannot_share_runs_all_the_same(resident):
 
 def test_room_follows_the_memory_that_tokens_take():
     """As many tokens as the budget has memory for, from a least to a most."""
-    room = Room(shared=True)
+    room = Room()
     room.took(100, memory=1 << 20, budget=10 << 20)
     assert room.tokens == 1000
     room.took(100, memory=1 << 30, budget=1 << 20)
@@ -91,7 +99,7 @@ def test_room_follows_the_memory_that_tokens_take():
 
 def test_room_shrinks_when_memory_runs_out_and_grows_again():
     """Half the tokens after a forward that was too large, and a little more after each that was not."""
-    room, roomy = Room(shared=True), functools.partial(dict, memory=1, budget=1 << 40)
+    room, roomy = Room(), functools.partial(dict, memory=1, budget=1 << 40)
     room.was_too_small()
     assert room.tokens == 2048
     room.took(100, **roomy())
@@ -101,6 +109,42 @@ def test_room_shrinks_when_memory_runs_out_and_grows_again():
     assert room.tokens == 4096
 
 
-def test_one_at_a_time_where_forwards_are_not_shared():
-    """A model on several ranks is asked to take one request."""
-    assert Room(shared=False).requests == 1
+class Failing(Alone):
+    """A model whose shared forwards end with an error for all, as those of several ranks may."""
+
+    def __init__(self, error):
+        super().__init__(Loaded(bare("llama"), None, ModelIdentity(id="tiny")))
+        self.error = error
+
+    def run_together(self, _members):
+        raise self.error
+
+
+@pytest.fixture
+def leases(tmp_path):
+    """Three requests that may share a forward."""
+    given = [Lease(f"r{n}", "run", 1, str(tmp_path / f"r{n}"), "", "ada") for n in range(3)]
+    for lease, point in zip(given, LAYERS, strict=True):
+        (tmp_path / lease.id).write_bytes(capture_frame(point))
+    return given
+
+
+def _ended(runner, leases, folder):
+    return [each for ended in runner.run(leases, folder, lambda *_: None) for each in ended]
+
+
+def test_a_replica_that_cannot_go_on_gives_all_back(leases, tmp_path):
+    """Where a rank fails for good in a shared forward nothing more runs there, and no request is blamed."""
+    control, error = Control("w1"), ReplicaFailed("a GPU does not work any more")
+    ended = _ended(Runner(Failing(error), control, None), leases, tmp_path)
+    assert [outcome for _, outcome in ended] == [None] * 3
+    assert control.failure is error
+
+
+def test_a_rank_without_memory_has_fewer_share_the_next(leases, tmp_path):
+    """All run alone then, and half as many tokens are asked for."""
+    error = ExecutionFailed("not enough memory", exception="MemoryError")
+    runner = Runner(Failing(error), Control("w1"), None)
+    before = runner.room.tokens
+    assert [outcome.error for _, outcome in _ended(runner, leases, tmp_path)] == [None] * 3
+    assert runner.room.tokens == before // 2
