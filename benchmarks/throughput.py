@@ -90,15 +90,15 @@ def measure(quick: bool) -> Iterator[Figure]:
             taken.setdefault((lengths + way, number), []).append(rate)
         for http in chain.from_iterable(lines.values()):
             http.close()
-    found = {each: median(rates) for each, rates in taken.items()}
+    found, limit = {each: median(rates) for each, rates in taken.items()}, median(limits)
     if not quick:
-        _draw(found)
+        _draw(found, limit)
     for (name, number), rate in found.items():
         yield Figure(f"{name}, {number} clients [requests/s]", rate, None, ">=", "")
         if number > 1:
             goal = GOAL if (name, number) == ("one length", TOGETHER) else None
             yield Figure(f"{name}, {number} clients [times]", rate / found[name, 1], goal, ">=", "one at a time")
-    limit, alike = median(limits), found["one length", TOGETHER] / found["one length", 1]
+    alike = found["one length", TOGETHER] / found["one length", 1]
     yield Figure(f"forwards alone, {TOGETHER} prompts in one [times]", limit, None, ">=", "one prompt in each")
     yield Figure(f"one length, {TOGETHER} clients / limit", alike / limit, OF_THE_LIMIT, ">=", "the forwards alone")
 
@@ -209,13 +209,14 @@ def _until(reached: Callable[[], object]) -> None:
     raise SystemExit("the daemon and its worker did not get ready")
 
 
-def _draw(rates: Rates) -> None:
+def _draw(rates: Rates, limit: float) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415 - only where a figure is wanted
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     series = dict.fromkeys(name for name, _ in rates)
     for name, style in zip(series, ("o-", "s--", "^:"), strict=True):
         axes.plot(CLIENTS, [rates[name, number] / rates[name, 1] for number in CLIENTS], style, label=name)
+    axes.plot([TOGETHER], [limit], "x", color="black", label=f"the forwards alone, {TOGETHER} in one")
     axes.set(xlabel="clients at once", ylabel="requests a second, against one at a time", xscale="log")
     axes.set_xticks(CLIENTS, [*map(str, CLIENTS)])
     axes.minorticks_off()
