@@ -42,11 +42,12 @@ class Backlog:
         self.users: Counter[str] = Counter()
 
     def note(self, row: Row) -> None:
-        self._remove(row.id, row.pool)
         self._not_held(row.id)
         if waits(row):
             self.put_back(Waiting.of(row))
-        elif row.state in HELD:
+            return
+        self._remove(row.id, row.pool)
+        if row.state in HELD:
             self._held[row.id] = row.pool
             self._running[row.pool] += 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +41,17 @@ def outlasting(folder: Path, program: str = "") -> list[str]:
     A job's end is known as soon as its worker has told it; the script that ran it writes there a little longer.
     """
     end = time.monotonic() + _PATIENCE
-    while (left := _at_work_in(str(folder), program)) and time.monotonic() < end:
-        psutil.wait_procs(left.values(), timeout=1)
-    return [*left]
+    while (left := [one for one in at_work_in(folder) if not program or program in one.info["cmdline"]]) and (
+        time.monotonic() < end
+    ):
+        psutil.wait_procs(left, timeout=1)
+    return [" ".join(process.info["cmdline"]) for process in left]
 
 
-def _at_work_in(folder: str, program: str) -> dict[str, psutil.Process]:
-    found = {}
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            if (not program or program in words) and any(folder in word for word in (process.cwd(), *words)):
-                found[" ".join(words)] = process
-    return found
+def at_work_in(folder: Path) -> list[psutil.Process]:
+    """The processes that work in a folder, or whose command names it: a job's script, and what that runs."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if any(str(folder) in place for place in (process.info["cwd"] or "", *(process.info["cmdline"] or ())))
+    ]

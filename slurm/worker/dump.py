@@ -16,6 +16,7 @@ import msgspec
 
 from nnsight_hpc.slurm.worker.capture import Program, bytes_of, probe
 from nnsight_hpc.slurm.worker.corpus import Inputs, make_inputs
+from nnsight_hpc.slurm.worker.plan import padded_tokens
 from nnsight_hpc.slurm.worker.slice_work import slice_work
 from nnsight_hpc.slurm.worker.slices import Turn
 from nnsight_hpc.storage import DatasetWriter, dataset_folder, read_attributes
@@ -216,8 +217,9 @@ class _Dump:
         for pieces in work.batches:
             self._report()
             documents = [self._inputs.ids(piece.input) for piece in pieces]
-            self._padded_tokens += len(documents) * max(map(len, documents))
-            self._run_tokens += sum(map(len, documents))
+            lengths = [*map(len, documents)]
+            self._padded_tokens += padded_tokens(range(len(documents)), lengths)
+            self._run_tokens += sum(lengths)
             self._hands.write(self._program.graph, self._program.tensors_for(documents))
             for piece in pieces:
                 self._count(piece.start, piece.stop)

@@ -9,7 +9,7 @@ from nnsight_hpc.slurm.worker.attempt import guard_of
 from nnsight_hpc.slurm.worker.dump import dump
 from nnsight_hpc.slurm.worker.dump_job import Job
 from nnsight_hpc.slurm.worker.measure import measure
-from nnsight_hpc.slurm.worker.model import Program, silent
+from nnsight_hpc.slurm.worker.model import Member, Program, silent
 from nnsight_hpc.slurm.worker.scribe import Hands
 from nnsight_hpc.wire.messages import encode
 from nnsight_hpc.wire.names import dump_of
@@ -124,13 +124,14 @@ class Dumps:
         guards = _Guards(model.loaded.module, self._budget, cancelled)
         log = allowance.counting(opened.say)
 
+        def member(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Member:
+            return Member(Program(graph, tensors), cancelled, log, guards.of(graph, tensors))
+
         def run(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-            guard = guards.of(graph, tensors)
-            return model.run(Program(graph, tensors), cancelled=cancelled, log=log, guard=guard)
+            return model.run(member(graph, tensors))
 
         def write(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
-            guard = guards.of(graph, tensors)
-            model.write(Program(graph, tensors), cancelled=cancelled, log=log, guard=guard)
+            model.write(member(graph, tensors))
 
         job = Job.read(frame, model.loaded)
         if job.spec.measure:

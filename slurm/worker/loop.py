@@ -15,7 +15,7 @@ from nnsight_hpc.slurm.worker.allowance import Allowance
 from nnsight_hpc.slurm.worker.attempt import Attempt, frame_of
 from nnsight_hpc.slurm.worker.dumps import Dumps, Orders
 from nnsight_hpc.slurm.worker.faults import changed_weights, end_of_gpu, free_memory, is_fatal, report_of
-from nnsight_hpc.slurm.worker.model import silent
+from nnsight_hpc.slurm.worker.model import Member, silent
 from nnsight_hpc.slurm.worker.room import Room
 from nnsight_hpc.slurm.worker.together import Together
 from nnsight_hpc.slurm.worker.warmup import small_program
@@ -143,8 +143,8 @@ class Runner:
     ) -> bytes:
         cancelled = functools.partial(self._control.is_cancelled, lease.id)
         attempt = Attempt(frame, self._model.loaded.module, self.budget(), cancelled, allowance)
-        log, guard = allowance.counting(say), attempt.guard
-        return attempt.packed(self._model.run(attempt.program, cancelled=cancelled, log=log, guard=guard))
+        member = Member(attempt.program, cancelled, allowance.counting(say), attempt.guard)
+        return attempt.packed(self._model.run(member))
 
     def budget(self) -> int:
         """Bytes that may be needed now beside the model."""

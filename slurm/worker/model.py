@@ -59,7 +59,7 @@ def silent(_line: str, _source: str) -> None:
 
 
 class Member(NamedTuple):
-    """A program that is to share a forward; the other fields are arguments of `run_graph`."""
+    """A program that is to run, alone or with others in one forward; the other fields are arguments of `run_graph`."""
 
     program: Program
     cancelled: Callable[[], bool] | None = None
@@ -95,24 +95,10 @@ class Model(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def run(
-        self,
-        program: Program,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-        log: Callable[[str, str], None] = silent,
-        guard: Guard | None = None,
-    ) -> dict[str, Any]:
-        """What the program saves; arguments and errors as for `run_graph`."""
+    def run(self, member: Member) -> dict[str, Any]:
+        """What the program saves; errors as for `run_graph`."""
 
-    def write(
-        self,
-        program: Program,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-        log: Callable[[str, str], None] = silent,
-        guard: Guard | None = None,
-    ) -> None:
+    def write(self, member: Member) -> None:
         """Run the next batch of the slice that `scribe` has begun, and write what it saves; else as `run`."""
 
     def run_together(self, members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
@@ -143,26 +129,13 @@ class Alone:
     def __exit__(self, *_: object) -> None:
         """Nothing: the process ends soon."""
 
-    def run(
-        self,
-        program: Program,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-        log: Callable[[str, str], None] = silent,
-        guard: Guard | None = None,
-    ) -> dict[str, Any]:
+    def run(self, member: Member) -> dict[str, Any]:
+        program, cancelled, log, guard = member
         module = self.loaded.module
         return run_graph(program.graph, program.tensors, module, cancelled=cancelled, log=log, guard=guard)
 
-    def write(
-        self,
-        program: Program,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-        log: Callable[[str, str], None] = silent,
-        guard: Guard | None = None,
-    ) -> None:
-        self.scribe.put(self.run(program, cancelled=cancelled, log=log, guard=guard))
+    def write(self, member: Member) -> None:
+        self.scribe.put(self.run(member))
 
     def run_together(self, members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
         return run_together([member.task for member in members], self.loaded.module)

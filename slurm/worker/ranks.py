@@ -18,14 +18,14 @@ from nnsight_hpc.execution.shared_guard import SharedGuard
 from nnsight_hpc.execution.together import run_together
 from nnsight_hpc.parallel import Lockstep, PeerFailed, Stop, Word
 from nnsight_hpc.slurm.worker.faults import changed_weights, end_of_gpu, is_fatal, report_of
-from nnsight_hpc.slurm.worker.model import Member, Program, silent
+from nnsight_hpc.slurm.worker.model import Member, Program
 from nnsight_hpc.slurm.worker.scribe import OwnScribe, Sealed
 from nnsight_hpc.slurm.worker.scribes import Scribes
 from nnsight_hpc.wire.errors import RequestCancelled, from_report
 from nnsight_hpc.wire.frames import joined, pack, parted, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -138,28 +138,14 @@ class Ranks:
         self._agree = view.agree
         self._led: list[Member] | None = None
 
-    def run(
-        self,
-        program: Program,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-        log: Callable[[str, str], None] = silent,
-        guard: Guard | None = None,
-    ) -> dict[str, Any]:
-        """As `Model.run`; rank 0 alone asks `cancelled` and `guard`, and hands on what the graph says."""
-        result: dict[str, Any] = self._lead([Member(program, cancelled, log, guard)], _RUN)
+    def run(self, member: Member) -> dict[str, Any]:
+        """As `Model.run`; rank 0 alone asks whether it is cancelled, and hands on what the graph says."""
+        result: dict[str, Any] = self._lead([member], _RUN)
         return result
 
-    def write(
-        self,
-        program: Program,
-        *,
-        cancelled: Callable[[], bool] | None = None,
-        log: Callable[[str, str], None] = silent,
-        guard: Guard | None = None,
-    ) -> None:
+    def write(self, member: Member) -> None:
         """As `Model.write`; each rank writes its share."""
-        self._lead([Member(program, cancelled, log, guard)], _WRITE)
+        self._lead([member], _WRITE)
 
     def run_together(self, members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
         """As `Model.run_together`; of who is asked and told, as in `run`. A cancel ends the forward for all."""

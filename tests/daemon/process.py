@@ -27,6 +27,7 @@ from nnsight_hpc.wire.places import Places, places_at
 from nnsight_hpc.wire.pools import PoolStatus, ReplicaStatus
 from nnsight_hpc.wire.states import ReplicaState
 from nnsight_hpc.wire.workers import Begun, Lease, Orders, Outcome, WorkerHello, WorkerReport, WorkerWelcome
+from tests.local_account import at_work_in
 
 HERE = Path(__file__).parent
 LONG = 60.0
@@ -48,19 +49,11 @@ class DaemonProcess:
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        while doomed := self._left():  # again: one may have begun another before it was killed
+        while doomed := at_work_in(self._base):  # again: one may have begun another before it was killed
             for process in doomed:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(doomed, timeout=120)  # what they write comes before their folder is removed
-
-    def _left(self) -> list[psutil.Process]:
-        return [process for process in psutil.process_iter(["cmdline", "cwd"]) if self._is_ours(process)]
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        """Whether it is a job's script, or what that runs."""
-        places = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
-        return any(str(self._base) in place for place in places)
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """One more process for the same home, whether or not another has the lease."""

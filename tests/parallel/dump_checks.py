@@ -20,7 +20,7 @@ from nnsight_hpc.parallel.loading import load_parallel
 from nnsight_hpc.parallel.view import ShardedView
 from nnsight_hpc.slurm.worker import dump as dump_module
 from nnsight_hpc.slurm.worker.dumps import Dumps
-from nnsight_hpc.slurm.worker.model import Program
+from nnsight_hpc.slurm.worker.model import Member, Program
 from nnsight_hpc.slurm.worker.ranks import Ranks
 from nnsight_hpc.slurm.worker.scribe import OwnScribe
 from nnsight_hpc.slurm.worker.warmup import first_forward
@@ -56,8 +56,8 @@ class OneWriter:
     def __getattr__(self, name):
         return getattr(self._ranks, name)
 
-    def write(self, program, **options):
-        self.scribe.put(self._ranks.run(program, **options))
+    def write(self, member):
+        self.scribe.put(self._ranks.run(member))
 
 
 @cache
@@ -108,7 +108,7 @@ def written_by_one(model):
 
 def assert_serves(model):
     """The next request is served."""
-    assert [*model.run(Program.read(capture_frame()))] == ["hidden"]
+    assert [*model.run(Member(Program.read(capture_frame())))] == ["hidden"]
 
 
 def partials(folder) -> list[Path]:

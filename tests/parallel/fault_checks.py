@@ -30,6 +30,7 @@ from nnsight_hpc.models import load, module_tree
 from nnsight_hpc.parallel.loading import load_parallel
 from nnsight_hpc.parallel.view import ShardedView
 from nnsight_hpc.slurm.worker.attempt import guard_of
+from nnsight_hpc.slurm.worker.model import Member
 from nnsight_hpc.slurm.worker.ranks import Ranks
 from nnsight_hpc.slurm.worker.warmup import first_forward
 from nnsight_hpc.wire.errors import ExecutionFailed, HpcError, InvalidGraph
@@ -127,7 +128,7 @@ def request(rank, made, trace, faults=(), then=()):
 def outcome(made, trace):
     try:
         program = made.programs[trace].program
-        return pack_values(made.ranks.run(program, cancelled=lambda: made.injector.asked("cancel")))
+        return pack_values(made.ranks.run(Member(program, lambda: made.injector.asked("cancel"))))
     except BaseException as error:  # noqa: BLE001 - what else than an HpcError comes is told by who looks at it
         return error
 
@@ -281,7 +282,7 @@ def guarded(rank, made, trace, guard):
         return None
     with made.ranks:
         try:
-            made.ranks.run(made.programs[trace].program, guard=guard)
+            made.ranks.run(Member(made.programs[trace].program, guard=guard))
         except HpcError as error:
             return error
 
